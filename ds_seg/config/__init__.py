@@ -1,0 +1,17 @@
+"""MMSeg config file + DeepSpeed JSON + overrides -> one checked `RunConfig`."""
+
+from ds_seg.config.files import CONFIGS_ROOT, read_config_file, resolve_config_path
+from ds_seg.config.run_config import RunConfig, RunOptions, build_run_config
+from ds_seg.config.sections import OptimizerSettings, ScheduleSettings, WandbSettings
+
+__all__ = [
+    "CONFIGS_ROOT",
+    "OptimizerSettings",
+    "RunConfig",
+    "RunOptions",
+    "ScheduleSettings",
+    "WandbSettings",
+    "build_run_config",
+    "read_config_file",
+    "resolve_config_path",
+]

@@ -1,0 +1,111 @@
+"""Read the DeepSpeed JSON and reconcile it with the run: batch sizes, precision, ZeRO stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ds_seg.config.faults import Faults
+from ds_seg.config.files import CONFIGS_ROOT
+from ds_seg.errors import ConfigError
+
+DEFAULT_DEEPSPEED_JSON = CONFIGS_ROOT / "deepspeed" / "zero3_bf16.json"
+
+_KNOWN_KEYS = frozenset(
+    """
+    train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps bf16 zero_optimization
+    communication_data_type data_types prescale_gradients gradient_predivide_factor sparse_gradients
+    steps_per_print wall_clock_breakdown memory_breakdown dump_state zero_allow_untested_optimizer
+    zero_force_ds_cpu_optimizer flops_profiler comms_logger torch_autocast aio checkpoint seq_parallel_communication_data_type
+    gradient_clipping optimizer scheduler fp16 amp
+    """.split()
+)
+_BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+
+
+def load_deepspeed_json(path: Path) -> dict[str, Any]:
+    """The parsed file.
+
+    Raises:
+        ConfigError: it is missing or not a JSON object.
+    """
+    if not path.is_file():
+        shipped = ", ".join(str(file.name) for file in sorted(DEFAULT_DEEPSPEED_JSON.parent.glob("*.json")))
+        raise ConfigError(
+            f"DeepSpeed config '{path}' does not exist. Give a file with --deepspeed-config; "
+            f"ds_seg ships {shipped} in {DEFAULT_DEEPSPEED_JSON.parent}."
+        )
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"DeepSpeed config '{path}' is not valid JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"DeepSpeed config '{path}' holds a {type(parsed).__name__}, want a JSON object.")
+    return parsed
+
+
+def resolve_deepspeed(
+    given: Mapping[str, Any], *, micro_batch: int, accumulation_steps: int, world_size: int, faults: Faults
+) -> dict[str, Any]:
+    """The JSON as DeepSpeed gets it: `auto` filled in, everything that ds_seg owns set or refused.
+
+    Args:
+        given: the parsed file.
+        micro_batch: crops a process handles at once (`data.samples_per_gpu`).
+        accumulation_steps: micro-batches a step.
+        world_size: number of processes.
+        faults: gets a message for each contradiction.
+    """
+    faults.check_keys("deepspeed", given, _KNOWN_KEYS)
+    resolved = dict(given)
+    _check_owned_by_run(given, faults)
+    _check_zero(given.get("zero_optimization"), faults)
+    batch = dict(
+        zip(
+            _BATCH_KEYS,
+            (micro_batch * accumulation_steps * world_size, micro_batch, accumulation_steps),
+            strict=True,
+        )
+    )
+    for key, wanted in batch.items():
+        got = given.get(key, "auto")
+        if got not in ("auto", wanted):
+            faults.add(
+                f"deepspeed.{key}",
+                f"got {got}, but the run makes it {wanted}: data.samples_per_gpu={micro_batch} x "
+                f"{accumulation_steps} accumulation steps x {world_size} processes = {batch['train_batch_size']}. "
+                'Write "auto" there, or change global_batch / data.samples_per_gpu.',
+            )
+    resolved.update(batch)
+    bf16 = given.get("bf16", {"enabled": False})
+    if not isinstance(bf16, dict) or not isinstance(bf16.get("enabled", False), bool):
+        faults.add("deepspeed.bf16", f'got {bf16!r}, want {{"enabled": true}} or {{"enabled": false}}.')
+    resolved.setdefault("steps_per_print", 10**9)
+    return resolved
+
+
+def _check_owned_by_run(given: Mapping[str, Any], faults: Faults) -> None:
+    remedies = {
+        "optimizer": "set `optimizer` in the run's config: both engines share it",
+        "scheduler": "set `lr_config` in the run's config: both engines share it",
+        "gradient_clipping": "set optimizer_config.grad_clip.max_norm in the run's config: DeepSpeed would clip by the "
+        "backbone's norm alone, not by the joint norm of backbone and head",
+    }
+    for key, remedy in remedies.items():
+        if given.get(key) not in (None, 0, 0.0, "auto", {}):
+            faults.add(f"deepspeed.{key}", f"got {given[key]!r}, but this belongs to the run. Remove it and {remedy}.")
+    for key in ("fp16", "amp"):
+        section = given.get(key)
+        if isinstance(section, dict) and section.get("enabled", False):
+            faults.add(f"deepspeed.{key}", 'is enabled; the backbone trains in bf16. Use "bf16": {"enabled": true}.')
+
+
+def _check_zero(zero: Any, faults: Faults) -> None:
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    if stage != 3:
+        faults.add(
+            "deepspeed.zero_optimization.stage",
+            f"got {stage!r}, want 3: the backbone is built and loaded in shards. Set it to 3, also on one GPU.",
+        )

@@ -1,0 +1,67 @@
+"""Config faults, gathered so that one run tells the user about all of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ds_seg.errors import ConfigError
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """A hint like ` Did you mean 'optimizer'?`, or an empty string where nothing is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+class Faults:
+    """Collects messages that each start with a dotted config field; raises them as one error."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.messages: list[str] = []
+
+    def add(self, field: str, message: str) -> None:
+        """Note one fault of `field`."""
+        self.messages.append(f"{field}: {message}")
+
+    def check_keys(self, field: str, section: Mapping[str, Any], known: Iterable[str]) -> None:
+        """Note every key of `section` that is not in `known`."""
+        known = list(known)
+        for key in section:
+            if key not in known:
+                self.add(f"{field}.{key}", f"unknown key.{suggest(key, known)} Known here: {', '.join(sorted(known))}.")
+
+    def number(
+        self, field: str, section: Mapping[str, Any], default: float, *, minimum: float, maximum: float = float("inf")
+    ) -> float:
+        """The number at the last part of `field`, or `default`; a fault if it is none or out of range."""
+        value = section.get(field.rpartition(".")[2], default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            self.add(field, f"got {value!r}, want a number.")
+            return default
+        if not minimum <= value <= maximum:
+            limit = f"at least {minimum:g}" if maximum == float("inf") else f"between {minimum:g} and {maximum:g}"
+            self.add(field, f"got {value!r}, want {limit}.")
+            return default
+        return value
+
+    def integer(self, field: str, section: Mapping[str, Any], default: int, *, minimum: int) -> int:
+        """The whole number at the last part of `field`, or `default`; a fault if it is none or too small."""
+        value = section.get(field.rpartition(".")[2], default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            self.add(field, f"got {value!r}, want a whole number of at least {minimum}.")
+            return default
+        return value
+
+    def raise_if_any(self) -> None:
+        """Raise all faults as one.
+
+        Raises:
+            ConfigError: at least one fault was noted.
+        """
+        if not self.messages:
+            return
+        count = "1 fault" if len(self.messages) == 1 else f"{len(self.messages)} faults"
+        raise ConfigError(f"{count} in {self.source}:\n" + "\n".join(f"  - {message}" for message in self.messages))

@@ -1,0 +1,113 @@
+"""Find and read an MMSeg config file, apply overrides, and name what nothing will read."""
+
+from __future__ import annotations
+
+import ast
+import tokenize
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ds_seg.openmmlab  # noqa: F401
+from ds_seg.config.faults import Faults, suggest
+from ds_seg.errors import ConfigError
+
+from mmcv import Config  # isort: skip
+
+CONFIGS_ROOT = Path(__file__).resolve().parents[2] / "ds_configs"
+RUNS_FOLDER = CONFIGS_ROOT / "runs"
+
+KNOWN_KEYS = frozenset(
+    """
+    model data optimizer optimizer_config lr_config runner checkpoint_config evaluation log_config
+    load_from seed work_dir deepspeed_config global_batch max_skipped_steps check_data find_unused_parameters
+    custom_imports data_root dataset_type deepspeed dist_params log_level resume_from workflow cudnn_benchmark
+    opencv_num_threads mp_start_method device gpu_ids auto_resume custom_hooks
+    """.split()
+)
+
+
+def resolve_config_path(name: str) -> Path:
+    """The file that CONFIG names: a path, or the bare name of a file in `ds_configs/runs`.
+
+    Raises:
+        ConfigError: there is no such file; the message lists the runs.
+    """
+    for candidate in (Path(name), RUNS_FOLDER / f"{name}.py"):
+        if candidate.is_file():
+            return candidate.resolve()
+    runs = sorted(path.stem for path in RUNS_FOLDER.glob("*.py"))
+    raise ConfigError(
+        f"CONFIG '{name}' is neither a file nor the name of a run.{suggest(name, runs)}\n"
+        f"Runs that ship with ds_seg: {', '.join(runs)}."
+    )
+
+
+def read_config_file(path: Path, overrides: Mapping[str, Any]) -> Config:
+    """Read an MMSeg 0.x config with its bases and apply `--cfg-options`.
+
+    Args:
+        path: the `.py` file.
+        overrides: dotted key -> value, as mmcv's DictAction parses them.
+
+    Raises:
+        ConfigError: the file can't be read, an override doesn't fit, or a key is unknown.
+    """
+    try:
+        config = Config.fromfile(str(path))
+    except Exception as error:  # a config is Python code: it can raise anything
+        raise ConfigError(f"{path} can't be read: {type(error).__name__}: {error}") from error
+    faults = Faults(str(path))
+    _check_top_level_keys(config, path, faults)
+    for key in overrides:
+        first = key.partition(".")[0]
+        if first not in KNOWN_KEYS and first not in config:
+            faults.add(f"--cfg-options {key}", f"no config key is called '{first}'.{suggest(first, KNOWN_KEYS)}")
+    faults.raise_if_any()
+    try:
+        config.merge_from_dict(dict(overrides))
+    except (KeyError, TypeError, ValueError, AssertionError, IndexError) as error:
+        raise ConfigError(f"--cfg-options {' '.join(overrides)} don't fit {path}: {error}") from error
+    return config
+
+
+def _check_top_level_keys(config: Config, path: Path, faults: Faults) -> None:
+    """A name that is neither known nor read by the config's own code does nothing: most likely a typo."""
+    helpers: set[str] = set()
+    for source in _config_files(path):
+        helpers |= _names_read(source)
+    for key in config:
+        if key not in KNOWN_KEYS and key not in helpers:
+            faults.add(
+                key, f"unknown key, and the config does not use it as a variable either.{suggest(key, KNOWN_KEYS)}"
+            )
+
+
+def _config_files(path: Path) -> list[Path]:
+    files = [path]
+    for node in _parse(path).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "_base_" for t in node.targets):
+            bases = ast.literal_eval(node.value)
+            for base in [bases] if isinstance(bases, str) else bases:
+                files += _config_files((path.parent / base).resolve())
+    return files
+
+
+def _names_read(path: Path) -> set[str]:
+    tree = _parse(path)
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    imported = (node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)))
+    names.update(alias.asname or alias.name for node in imported for alias in node.names)
+    return names | set(_base_references(path))
+
+
+def _base_references(path: Path) -> list[str]:
+    """Names that the file takes from its bases as `{{_base_.name}}`."""
+    text = path.read_text(encoding="utf-8")
+    return [part.partition("}}")[0].strip().split(".")[0] for part in text.split("_base_.")[1:]]
+
+
+def _parse(path: Path) -> ast.Module:
+    with tokenize.open(path) as file:
+        source = file.read().replace("{{", "((").replace("}}", "))")
+    return ast.parse(source, filename=str(path))

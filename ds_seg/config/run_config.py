@@ -1,0 +1,260 @@
+"""One checked, immutable description of a run: what every other room reads instead of raw config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ds_seg.openmmlab  # noqa: F401
+from ds_seg.config.deepspeed_json import DEFAULT_DEEPSPEED_JSON, load_deepspeed_json, resolve_deepspeed
+from ds_seg.config.faults import Faults
+from ds_seg.config.files import read_config_file, resolve_config_path
+from ds_seg.config.sections import (
+    OptimizerSettings,
+    ScheduleSettings,
+    WandbSettings,
+    read_log_config,
+    read_optimizer,
+    read_optimizer_config,
+    read_schedule,
+)
+
+from mmcv import Config  # isort: skip
+
+_NO_MEANING = {
+    "workflow": "training and evaluation alternate by evaluation.interval",
+    "dist_params": "the collective backend follows the device",
+    "log_level": "every message is shown",
+    "cudnn_benchmark": "the backbone has no convolution worth tuning",
+    "opencv_num_threads": "each worker uses one OpenCV thread",
+    "mp_start_method": "torch's own default is used",
+    "device": "the accelerator is the one DeepSpeed finds",
+    "gpu_ids": "the launcher places processes",
+    "deepspeed": "ZeRO-3 is always on",
+    "custom_hooks": "precision is fixed: the backbone as the DeepSpeed JSON says, the head in FP32",
+}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line adds to CONFIG."""
+
+    config: str
+    deepspeed_config: str | None = None
+    work_dir: str | None = None
+    resume: str | None = None
+    load_from: str | None = None
+    seed: int | None = None
+    cfg_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run, resolved for its world size."""
+
+    name: str
+    mmseg: Config
+    """The resolved MMSeg config; its `model` and `data` sections are MMSeg's own."""
+    deepspeed: dict[str, Any]
+    work_dir: Path
+    seed: int
+    world_size: int
+    micro_batch: int
+    accumulation_steps: int
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings
+    clip_norm: float | None
+    max_skipped_steps: int
+    log_interval_steps: int
+    eval_interval_steps: int
+    window_batch: int
+    save_best: bool
+    checkpoint_interval_steps: int
+    keep_checkpoints: int
+    wandb: WandbSettings
+    load_from: str | None
+    resume: str | None
+    check_data: bool
+    find_unused_parameters: bool
+    notes: tuple[str, ...]
+    """Lines for the log: keys of the config that have no meaning here, and why."""
+
+    @property
+    def model(self) -> Config:
+        """MMSeg's `model` section."""
+        return self.mmseg.model
+
+    @property
+    def data(self) -> Config:
+        """MMSeg's `data` section."""
+        return self.mmseg.data
+
+    @property
+    def global_batch(self) -> int:
+        """Crops an optimizer step."""
+        return self.micro_batch * self.accumulation_steps * self.world_size
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the backbone's parameters are bf16; FP32 otherwise."""
+        return bool(self.deepspeed.get("bf16", {}).get("enabled", False))
+
+    @property
+    def patch_size(self) -> int:
+        """The backbone's patch in pixels."""
+        return int(self.model.backbone.get("patch_size", 14))
+
+
+def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
+    """Read, merge and check everything that describes a run.
+
+    Raises:
+        ConfigError: with every fault that was found.
+    """
+    path = resolve_config_path(options.config)
+    config = read_config_file(path, options.cfg_options)
+    faults = Faults(str(path))
+    for section in ("model", "data", "optimizer", "runner"):
+        if not isinstance(config.get(section), Mapping):
+            faults.add(section, "missing; a run needs model, data, optimizer and runner.")
+    faults.raise_if_any()
+    _check_model(config.model, faults)
+    _check_data(config, faults)
+    clip_norm, cumulative_iters = read_optimizer_config(config.get("optimizer_config") or {}, faults)
+    micro_batch = faults.integer("data.samples_per_gpu", config.data, 1, minimum=1)
+    accumulation_steps = _accumulation(config, micro_batch, cumulative_iters, world_size, faults)
+    log_interval_steps, wandb = read_log_config(config.get("log_config") or {}, faults)
+    deepspeed_path = options.deepspeed_config or config.get("deepspeed_config")
+    deepspeed = resolve_deepspeed(
+        load_deepspeed_json(Path(deepspeed_path or DEFAULT_DEEPSPEED_JSON)),
+        micro_batch=micro_batch,
+        accumulation_steps=accumulation_steps,
+        world_size=world_size,
+        faults=faults,
+    )
+    run = RunConfig(
+        name=path.stem,
+        mmseg=config,
+        deepspeed=deepspeed,
+        work_dir=Path(options.work_dir or config.get("work_dir") or Path("work_dirs") / path.stem).absolute(),
+        seed=options.seed if options.seed is not None else faults.integer("seed", config, 0, minimum=0),
+        world_size=world_size,
+        micro_batch=micro_batch,
+        accumulation_steps=accumulation_steps,
+        optimizer=read_optimizer(config.optimizer, int(config.model.backbone.get("depth", 48)), faults),
+        schedule=read_schedule(config.get("lr_config") or {}, config.runner, faults),
+        clip_norm=clip_norm,
+        max_skipped_steps=faults.integer("max_skipped_steps", config, 5, minimum=1),
+        log_interval_steps=log_interval_steps,
+        wandb=wandb,
+        load_from=options.load_from or config.get("load_from") or _pretrained(config.model),
+        resume=options.resume or config.get("resume_from") or ("auto" if config.get("auto_resume") else None),
+        check_data=bool(config.get("check_data", True)),
+        find_unused_parameters=bool(config.get("find_unused_parameters", False)),
+        notes=tuple(f"config key '{key}' has no effect: {why}" for key, why in _NO_MEANING.items() if key in config),
+        **_read_intervals(config, faults),
+    )
+    faults.raise_if_any()
+    return run
+
+
+def _pretrained(model: Mapping[str, Any]) -> str | None:
+    return model.get("pretrained") or model["backbone"].get("pretrained")
+
+
+def _accumulation(config: Config, micro_batch: int, cumulative_iters: int, world_size: int, faults: Faults) -> int:
+    if config.get("global_batch") is None:
+        return cumulative_iters
+    global_batch = faults.integer("global_batch", config, micro_batch * world_size, minimum=1)
+    steps, remainder = divmod(global_batch, micro_batch * world_size)
+    if remainder or steps == 0:
+        faults.add(
+            "global_batch",
+            f"got {global_batch}, which is no multiple of data.samples_per_gpu={micro_batch} x {world_size} processes. "
+            f"Change data.samples_per_gpu (--cfg-options data.samples_per_gpu=N) or the number of processes.",
+        )
+        return cumulative_iters
+    if "cumulative_iters" in (config.get("optimizer_config") or {}) and cumulative_iters != steps:
+        faults.add("optimizer_config.cumulative_iters", f"got {cumulative_iters}, but global_batch makes it {steps}.")
+    return steps
+
+
+def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:
+    max_steps = int(config.runner.get("max_iters", 1))
+    evaluation, checkpoint = config.get("evaluation") or {}, config.get("checkpoint_config") or {}
+    faults.check_keys(
+        "evaluation", evaluation, ("interval", "metric", "save_best", "pre_eval", "by_epoch", "window_batch", "rule")
+    )
+    faults.check_keys("checkpoint_config", checkpoint, ("interval", "by_epoch", "max_keep_ckpts", "save_last"))
+    for name, section in (("evaluation", evaluation), ("checkpoint_config", checkpoint)):
+        if section.get("by_epoch", False):
+            faults.add(f"{name}.by_epoch", "got True; intervals are in iterations here, so it must be False.")
+    save_best = evaluation.get("save_best")
+    if save_best not in (None, False, "mIoU", "auto"):
+        faults.add("evaluation.save_best", f"got {save_best!r}, want 'mIoU' or None.")
+    if evaluation.get("metric", "mIoU") not in ("mIoU", ["mIoU"]):
+        faults.add("evaluation.metric", f"got {evaluation['metric']!r}, want 'mIoU' (mAcc and aAcc come with it).")
+    return {
+        "eval_interval_steps": faults.integer("evaluation.interval", evaluation, max_steps, minimum=1),
+        "window_batch": faults.integer("evaluation.window_batch", evaluation, 1, minimum=1),
+        "save_best": bool(save_best),
+        "checkpoint_interval_steps": faults.integer("checkpoint_config.interval", checkpoint, max_steps, minimum=1),
+        "keep_checkpoints": faults.integer("checkpoint_config.max_keep_ckpts", checkpoint, 2, minimum=1),
+    }
+
+
+def _check_model(model: Mapping[str, Any], faults: Faults) -> None:
+    known = ("type", "pretrained", "backbone", "decode_head", "auxiliary_head", "train_cfg", "test_cfg", "init_cfg")
+    faults.check_keys("model", model, known)
+    if model.get("type") != "EncoderDecoder":
+        faults.add("model.type", f"got {model.get('type')!r}, want 'EncoderDecoder'.")
+    for part in ("backbone", "decode_head"):
+        if not isinstance(model.get(part), Mapping):
+            faults.add(f"model.{part}", "missing.")
+    faults.raise_if_any()
+    if model["backbone"].get("type") not in ("InternViT", "InternViT6B"):
+        faults.add("model.backbone.type", f"got {model['backbone'].get('type')!r}, want 'InternViT' or 'InternViT6B'.")
+    test_cfg = model.get("test_cfg") or {}
+    if test_cfg.get("mode") not in ("slide", "whole"):
+        faults.add("model.test_cfg.mode", f"got {test_cfg.get('mode')!r}, want 'slide' or 'whole'.")
+    if test_cfg.get("mode") == "slide" and not {"crop_size", "stride"} <= set(test_cfg):
+        faults.add("model.test_cfg", "mode='slide' needs crop_size=(height, width) and stride=(height, width).")
+    elif test_cfg.get("mode") == "slide":
+        _check_multiple("model.test_cfg.crop_size", test_cfg["crop_size"], model["backbone"], faults)
+
+
+def _check_data(config: Config, faults: Faults) -> None:
+    data = config.data
+    faults.check_keys("data", data, ("samples_per_gpu", "workers_per_gpu", "train", "val", "test"))
+    for role in ("train", "val"):
+        if not isinstance(data.get(role), Mapping):
+            faults.add(f"data.{role}", "missing; give the MMSeg dataset that this role reads.")
+            continue
+        for where, step in _pipeline_steps(data[role], f"data.{role}"):
+            if step.get("type") == "RandomCrop":
+                _check_multiple(f"{where}.crop_size", step.get("crop_size"), config.model.backbone, faults)
+    faults.integer("data.workers_per_gpu", data, 2, minimum=0)
+
+
+def _pipeline_steps(section: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for index, step in enumerate(section.get("pipeline") or []):
+        if isinstance(step, Mapping):
+            yield f"{where}.pipeline[{index}]", step
+    if isinstance(section.get("dataset"), Mapping):
+        yield from _pipeline_steps(section["dataset"], f"{where}.dataset")
+
+
+def _check_multiple(where: str, size: Any, backbone: Mapping[str, Any], faults: Faults) -> None:
+    patch = int(backbone.get("patch_size", 14))
+    sizes = size if isinstance(size, (tuple, list)) else (size, size)
+    if len(sizes) != 2 or not all(isinstance(length, int) and length > 0 for length in sizes):
+        faults.add(where, f"got {size!r}, want (height, width) in pixels.")
+        return
+    if any(length % patch for length in sizes):
+        nearest = tuple(max(patch, round(length / patch) * patch) for length in sizes)
+        faults.add(
+            where, f"got {tuple(sizes)}, want multiples of the backbone's {patch} px patch; the nearest are {nearest}."
+        )
+

@@ -1,0 +1,158 @@
+"""The MMSeg config sections that ds_seg itself reads, each as one checked value object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ds_seg.config.faults import Faults
+
+LAYER_DECAY_CONSTRUCTOR = "CustomLayerDecayOptimizerConstructor"
+DEFAULT_CONSTRUCTOR = "DefaultOptimizerConstructor"
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW of both engines, and what each parameter's rate and decay are multiplied by."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    layer_decay_rate: float | None
+    decay_embeddings: bool
+    """True decays `pos_embed` and `cls_token` as the published runs did; False exempts them."""
+    multipliers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Part of a parameter name -> (factor of the rate, factor of the weight decay)."""
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """Poly decay by iteration, multiplied by a linear warm-up."""
+
+    max_steps: int
+    power: float
+    min_lr: float
+    warmup_steps: int
+    warmup_ratio: float
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """Whether and under which names the run is logged to wandb."""
+
+    enabled: bool
+    init_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_optimizer(section: Mapping[str, Any], depth: int, faults: Faults) -> OptimizerSettings:
+    """The `optimizer` section; `depth` is the number of the backbone's blocks."""
+    faults.check_keys(
+        "optimizer", section, ("type", "lr", "betas", "eps", "weight_decay", "constructor", "paramwise_cfg")
+    )
+    if section.get("type", "AdamW") != "AdamW":
+        faults.add("optimizer.type", f"got {section['type']!r}; both engines run 'AdamW'.")
+    constructor = section.get("constructor") or DEFAULT_CONSTRUCTOR
+    if constructor not in (LAYER_DECAY_CONSTRUCTOR, DEFAULT_CONSTRUCTOR):
+        faults.add(
+            "optimizer.constructor", f"got {constructor!r}, want {LAYER_DECAY_CONSTRUCTOR} or {DEFAULT_CONSTRUCTOR}."
+        )
+    betas = section.get("betas", (0.9, 0.999))
+    if not (isinstance(betas, (tuple, list)) and len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
+        faults.add("optimizer.betas", f"got {betas!r}, want two numbers from 0 up to below 1.")
+        betas = (0.9, 0.999)
+    paramwise = section.get("paramwise_cfg") or {}
+    return OptimizerSettings(
+        lr=faults.number("optimizer.lr", section, 1e-4, minimum=0.0),
+        betas=(float(betas[0]), float(betas[1])),
+        eps=faults.number("optimizer.eps", section, 1e-8, minimum=0.0),
+        weight_decay=faults.number("optimizer.weight_decay", section, 0.0, minimum=0.0),
+        layer_decay_rate=_read_layer_decay(constructor, paramwise, depth, faults),
+        decay_embeddings=bool(paramwise.get("decay_embeddings", False)),
+        multipliers=_read_multipliers(paramwise.get("custom_keys") or {}, faults),
+    )
+
+
+def _read_layer_decay(constructor: str, paramwise: Mapping[str, Any], depth: int, faults: Faults) -> float | None:
+    known = ["custom_keys", "decay_embeddings"]
+    if constructor == LAYER_DECAY_CONSTRUCTOR:
+        known += ["num_layers", "layer_decay_rate"]
+    faults.check_keys("optimizer.paramwise_cfg", paramwise, known)
+    if constructor != LAYER_DECAY_CONSTRUCTOR:
+        return None
+    num_layers = paramwise.get("num_layers", depth)
+    if num_layers != depth:
+        faults.add("optimizer.paramwise_cfg.num_layers", f"got {num_layers}, but model.backbone has {depth} blocks.")
+    rate = faults.number("optimizer.paramwise_cfg.layer_decay_rate", paramwise, 1.0, minimum=0.0, maximum=1.0)
+    return float(rate)
+
+
+def _read_multipliers(custom_keys: Mapping[str, Any], faults: Faults) -> dict[str, tuple[float, float]]:
+    multipliers = {}
+    for key, factors in custom_keys.items():
+        where = f"optimizer.paramwise_cfg.custom_keys.{key}"
+        faults.check_keys(where, factors, ("lr_mult", "decay_mult"))
+        multipliers[key] = (
+            float(faults.number(f"{where}.lr_mult", factors, 1.0, minimum=0.0)),
+            float(faults.number(f"{where}.decay_mult", factors, 1.0, minimum=0.0)),
+        )
+    return multipliers
+
+
+def read_optimizer_config(section: Mapping[str, Any], faults: Faults) -> tuple[float | None, int]:
+    """`optimizer_config` -> (largest joint gradient norm or None, accumulation steps)."""
+    faults.check_keys("optimizer_config", section, ("type", "grad_clip", "cumulative_iters"))
+    hook = section.get("type", "OptimizerHook")
+    if hook not in ("OptimizerHook", "GradientCumulativeOptimizerHook"):
+        faults.add(
+            "optimizer_config.type", f"got {hook!r}, want 'OptimizerHook' or 'GradientCumulativeOptimizerHook'."
+        )
+    clip = section.get("grad_clip")
+    clip_norm = None
+    if clip:
+        faults.check_keys("optimizer_config.grad_clip", clip, ("max_norm", "norm_type"))
+        if clip.get("norm_type", 2) != 2:
+            faults.add("optimizer_config.grad_clip.norm_type", f"got {clip['norm_type']!r}; the joint norm is the 2-norm.")
+        clip_norm = float(faults.number("optimizer_config.grad_clip.max_norm", clip, 1.0, minimum=1e-12))
+    return clip_norm, faults.integer("optimizer_config.cumulative_iters", section, 1, minimum=1)
+
+
+def read_schedule(lr_config: Mapping[str, Any], runner: Mapping[str, Any], faults: Faults) -> ScheduleSettings:
+    """`lr_config` and `runner`."""
+    faults.check_keys("runner", runner, ("type", "max_iters"))
+    if runner.get("type", "IterBasedRunner") != "IterBasedRunner":
+        faults.add("runner.type", f"got {runner['type']!r}, want 'IterBasedRunner' with max_iters.")
+    known = ("policy", "power", "min_lr", "by_epoch", "warmup", "warmup_iters", "warmup_ratio", "warmup_by_epoch")
+    faults.check_keys("lr_config", lr_config, known)
+    if str(lr_config.get("policy", "poly")).lower() != "poly":
+        faults.add("lr_config.policy", f"got {lr_config['policy']!r}, want 'poly'.")
+    for flag in ("by_epoch", "warmup_by_epoch"):
+        if lr_config.get(flag, False):
+            faults.add(f"lr_config.{flag}", "got True; schedules move by iteration, so it must be False.")
+    warmup = lr_config.get("warmup")
+    if warmup not in (None, "linear"):
+        faults.add("lr_config.warmup", f"got {warmup!r}, want 'linear' or None.")
+    warmup_steps = faults.integer("lr_config.warmup_iters", lr_config, 0, minimum=0)
+    return ScheduleSettings(
+        max_steps=faults.integer("runner.max_iters", runner, 80000, minimum=1),
+        power=float(faults.number("lr_config.power", lr_config, 1.0, minimum=0.0)),
+        min_lr=float(faults.number("lr_config.min_lr", lr_config, 0.0, minimum=0.0)),
+        warmup_steps=warmup_steps if warmup == "linear" else 0,
+        warmup_ratio=float(faults.number("lr_config.warmup_ratio", lr_config, 0.1, minimum=0.0, maximum=1.0)),
+    )
+
+
+def read_log_config(section: Mapping[str, Any], faults: Faults) -> tuple[int, WandbSettings]:
+    """`log_config` -> (steps between logged rows, wandb settings)."""
+    faults.check_keys("log_config", section, ("interval", "hooks"))
+    wandb = WandbSettings(enabled=False)
+    for index, hook in enumerate(section.get("hooks") or []):
+        name = hook.get("type")
+        where = f"log_config.hooks[{index}]"
+        if name == "WandbLoggerHook":
+            faults.check_keys(where, hook, ("type", "init_kwargs", "interval", "by_epoch"))
+            wandb = WandbSettings(enabled=True, init_kwargs=dict(hook.get("init_kwargs") or {}))
+        elif name != "TextLoggerHook":
+            faults.add(where, f"got type {name!r}, want 'TextLoggerHook' or 'WandbLoggerHook'.")
+    return faults.integer("log_config.interval", section, 50, minimum=1), wandb

@@ -1,0 +1,47 @@
+"""The kinds of failure and the exit code that each one ends the process with."""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_FAULT = 1
+EXIT_USER_ERROR = 2
+EXIT_STOPPED_BY_SIGNAL = 75
+"""EX_TEMPFAIL: a checkpoint was saved and the scheduler may requeue the job."""
+
+
+class DsSegError(Exception):
+    """A failure that ds_seg foresaw; its message is written for the person who runs it."""
+
+    exit_code = EXIT_FAULT
+
+
+class UserError(DsSegError):
+    """The user's mistake: one message with the remedy, no traceback, exit code 2."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class ConfigError(UserError):
+    """A config file, DeepSpeed JSON or override that can't mean what was wanted."""
+
+
+class DataError(UserError):
+    """A dataset folder, image or annotation that can't be used as it is."""
+
+
+class WeightsError(UserError):
+    """A weight file that doesn't fit the model it is loaded into."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, or of another model or world size."""
+
+
+class TrainingDiverged(DsSegError):
+    """Too many optimizer steps in a row had a loss or a gradient that is not finite."""
+
+
+class StoppedBySignal(DsSegError):
+    """The run was asked to stop (SIGTERM, SIGINT) and saved a checkpoint first."""
+
+    exit_code = EXIT_STOPPED_BY_SIGNAL

@@ -1,0 +1,101 @@
+"""The one seam to MMCV 1.7 and MMSegmentation 0.30 on a current Python, torch and torchvision.
+
+Importing this module makes `import mmcv.runner` and `import mmseg.models` work:
+
+* `torchvision` built for another torch (a CUDA wheel beside a CPU torch) fails to import because its
+  compiled operators are absent. Declaring their schemas is enough, since nothing here calls one.
+* `mmcv._ext`, the compiled operators, is absent from the pure-Python build of mmcv-full. A stand-in
+  lets mmseg import; calling an operator raises and tells how to build it.
+
+A torchvision that imports and an mmcv whose operators load are left exactly as they are.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+import warnings
+from collections.abc import Callable
+
+import torch
+
+BUILD_OPS_COMMAND = (
+    "MMCV_WITH_OPS=1 pip install --no-binary mmcv-full --no-build-isolation --force-reinstall --no-deps mmcv-full==1.7.2"
+)
+
+_TORCHVISION_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_torchvision_library: torch.library.Library | None = None
+
+
+class MissingOps(types.ModuleType):
+    """Stand-in for `mmcv._ext`: every operator exists and raises when called."""
+
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def missing_op(*_args: object, **_kwargs: object) -> object:
+            raise RuntimeError(
+                f"mmcv operator '{name}' was called, but this mmcv-full has no compiled operators. "
+                f"Build them for this torch (about 15 minutes): {BUILD_OPS_COMMAND}"
+            )
+
+        return missing_op
+
+
+def mend_torchvision() -> bool:
+    """Make `import torchvision` work beside a torch its operators were not built for.
+
+    Returns:
+        True if the operator schemas had to be declared, False if torchvision worked as it is.
+
+    Raises:
+        ImportError: torchvision is not installed.
+        RuntimeError: it fails to import for another reason.
+    """
+    global _torchvision_library
+    try:
+        importlib.import_module("torchvision")
+        return False
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    _torchvision_library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in _TORCHVISION_SCHEMAS:
+        _torchvision_library.define(schema)
+    importlib.import_module("torchvision")
+    return True
+
+
+def mend_mmcv_ops() -> bool:
+    """Put a stand-in for `mmcv._ext` in place where the compiled one does not load.
+
+    Returns:
+        True if the stand-in was needed, False if the compiled operators are there.
+    """
+    try:
+        importlib.import_module("mmcv._ext")
+        return False
+    except ImportError:
+        sys.modules["mmcv._ext"] = MissingOps("mmcv._ext")
+        return True
+
+
+def has_compiled_ops() -> bool:
+    """Whether mmcv's compiled operators can be called in this process."""
+    return not isinstance(sys.modules.get("mmcv._ext"), MissingOps)
+
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="On January 1, 2023, MMCV will release v2.0.0")
+    importlib.import_module("mmcv")
+mend_torchvision()
+mend_mmcv_ops()
