@@ -1,6 +1,6 @@
-"""Generated demo scenes; `ds-seg demo` and a run whose data.train.type is DemoScenesDataset write them.
+"""The generated demo scenes (ds_seg.data.demo_scenes), with crops of 112.
 
-DS_SEG_DEMO_ROOT moves the folder.
+DS_SEG_DEMO_ROOT moves the folder they are written to and read from.
 """
 
 import os
@@ -15,7 +15,6 @@ train_pipeline = [
     dict(type="Resize", ratio_range=(0.8, 1.25)),
     dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
-    dict(type="PhotoMetricDistortion"),
     dict(type="Normalize", **img_norm_cfg),
     dict(type="Pad", size=crop_size, pad_val=0, seg_pad_val=255),
     dict(type="DefaultFormatBundle"),

@@ -102,6 +102,11 @@ class RunConfig:
         return bool(self.deepspeed.get("bf16", {}).get("enabled", False))
 
     @property
+    def workers(self) -> int:
+        """Data loading processes a rank."""
+        return int(self.data.get("workers_per_gpu", 2))
+
+    @property
     def patch_size(self) -> int:
         """The backbone's patch in pixels."""
         return int(self.model.backbone.get("patch_size", 14))

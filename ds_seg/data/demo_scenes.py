@@ -15,13 +15,15 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 
-import ds_seg.openmmlab  # noqa: F401  mmseg needs it
+import ds_seg.openmmlab  # noqa: F401
 from ds_seg.errors import DataError
-from mmseg.datasets import DATASETS, CustomDataset
+
+from mmseg.datasets import DATASETS, CustomDataset  # isort: skip
 
 STAMP_NAME = "demo_scenes.json"
 _FORMAT_VERSION = 1
@@ -47,12 +49,12 @@ _COLOURS_BGR = np.array(
 _FAVOURITES = {
     SKY: (0, 1, 2),
     GRASS: (3, 4),
-    WATER: (0, 5, 1),
-    ROAD: (1, 7, 6),
+    WATER: (0, 5),
+    ROAD: (1, 6),
     BUILDING: (1, 2, 7),
-    TREE: (3, 6, 2),
+    TREE: (3, 6),
 }
-_FAVOURITE_SHARE = 0.5
+_FAVOURITE_SHARE = 0.75
 
 
 @DATASETS.register_module()
@@ -60,9 +62,16 @@ class DemoScenesDataset(CustomDataset):
     """The generated scenes; annotation id 0 is ignored, as in ADE20K."""
 
     CLASSES = ("sky", "grass", "water", "road", "building", "tree")
-    PALETTE = [[118, 180, 240], [122, 190, 74], [36, 92, 168], [140, 140, 140], [196, 84, 62], [24, 104, 44]]
+    PALETTE: ClassVar[list[list[int]]] = [
+        [118, 180, 240],
+        [122, 190, 74],
+        [36, 92, 168],
+        [140, 140, 140],
+        [196, 84, 62],
+        [24, 104, 44],
+    ]
 
-    def __init__(self, **kwargs: object) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(img_suffix=".jpg", seg_map_suffix=".png", reduce_zero_label=True, **kwargs)
 
 
@@ -100,13 +109,13 @@ class _Scene:
         """Cover `mask_HW` with a colour of the class times 1 + `texture_HW`."""
         favourites = _FAVOURITES[class_id]
         choices = favourites if self.rng.random() < _FAVOURITE_SHARE else range(len(_COLOURS_BGR))
-        colour_3 = _COLOURS_BGR[self.rng.choice(choices)] * self.rng.uniform(0.75, 1.2, 3).astype(np.float32)
+        colour_3 = _COLOURS_BGR[self.rng.choice(choices)] * self.rng.uniform(0.85, 1.15, 3).astype(np.float32)
         self.image_HW3[mask_HW] = (colour_3 * (1.0 + texture_HW[..., None]))[mask_HW]
         self.label_HW[mask_HW] = class_id
         mask_u8 = mask_HW.astype(np.uint8)
         self.outline_HW[mask_HW] = 0
         edge_HW = cv2.morphologyEx(mask_u8, cv2.MORPH_GRADIENT, np.ones((_BORDER_PX, _BORDER_PX), np.uint8))
-        self.outline_HW |= edge_HW
+        self.outline_HW[edge_HW > 0] = 1
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
         """The lit picture (uint8, BGR) and the annotation with its ignored outlines and frame (uint8)."""
@@ -123,33 +132,33 @@ class _Scene:
 
 def _sky_texture(scene: _Scene) -> np.ndarray:
     rows_H1 = np.linspace(-1, 1, scene.height_px, dtype=np.float32)[:, None]
-    return scene.rng.uniform(-0.15, 0.25) * rows_H1 + scene.rng.uniform(0.03, 0.10) * scene.noise(22, 44)
+    return scene.rng.uniform(-0.1, 0.25) * rows_H1 + scene.rng.uniform(0.02, 0.08) * scene.noise(26, 52)
 
 
 def _grass_texture(scene: _Scene) -> np.ndarray:
-    return scene.rng.uniform(0.10, 0.18) * scene.noise(5, 1.6) + 0.06 * scene.noise(30, 30)
+    return scene.rng.uniform(0.18, 0.28) * scene.noise(12, 3) + 0.06 * scene.noise(30, 30)
 
 
 def _water_texture(scene: _Scene) -> np.ndarray:
-    return scene.rng.uniform(0.10, 0.18) * scene.noise(2.2, scene.rng.uniform(12, 20)) + 0.05 * scene.noise(24, 60)
+    return scene.rng.uniform(0.18, 0.28) * scene.noise(4, scene.rng.uniform(20, 30)) + 0.05 * scene.noise(24, 60)
 
 
 def _road_texture(scene: _Scene) -> np.ndarray:
-    speckle_HW = (scene.noise(1, 1) > 1.6).astype(np.float32)
-    return -scene.rng.uniform(0.15, 0.3) * speckle_HW + 0.05 * scene.noise(18, 18)
+    pebbles_HW = (scene.noise(2.5, 2.5) > 1.1).astype(np.float32)
+    return -scene.rng.uniform(0.35, 0.55) * pebbles_HW + 0.05 * scene.noise(18, 18)
 
 
 def _tree_texture(scene: _Scene) -> np.ndarray:
-    clumps_px = scene.rng.uniform(5, 8)
-    return scene.rng.uniform(0.18, 0.28) * scene.noise(clumps_px, clumps_px) + 0.06 * scene.noise(2, 2)
+    clumps_px = scene.rng.uniform(7, 10)
+    return scene.rng.uniform(0.28, 0.38) * scene.noise(clumps_px, clumps_px) + 0.06 * scene.noise(2, 2)
 
 
 def _building_texture(scene: _Scene) -> np.ndarray:
-    period_y_px, period_x_px = scene.rng.uniform(9, 16), scene.rng.uniform(8, 14)
+    period_y_px, period_x_px = scene.rng.uniform(12, 17), scene.rng.uniform(11, 15)
     rows_H1 = np.arange(scene.height_px, dtype=np.float32)[:, None] / period_y_px
     columns_1W = np.arange(scene.width_px, dtype=np.float32)[None] / period_x_px + scene.rng.random()
-    windows_HW = ((rows_H1 % 1) < 0.55) & ((columns_1W % 1) < 0.5)
-    contrast = scene.rng.uniform(0.25, 0.45) * scene.rng.choice((-1, 1), p=(0.8, 0.2))
+    windows_HW = ((rows_H1 % 1) < 0.6) & ((columns_1W % 1) < 0.55)
+    contrast = scene.rng.uniform(0.4, 0.6) * scene.rng.choice((-1, 1), p=(0.8, 0.2))
     return contrast * windows_HW.astype(np.float32) + 0.04 * scene.noise(12, 12)
 
 
@@ -250,9 +259,7 @@ def write_demo_dataset(
     Raises:
         DataError: `root` holds something that this function did not write.
     """
-    stamp = dict(
-        version=_FORMAT_VERSION, train_images=train_images, val_images=val_images, size_px=size_px, seed=seed
-    )
+    stamp = dict(version=_FORMAT_VERSION, train_images=train_images, val_images=val_images, size_px=size_px, seed=seed)
     if _read_stamp(root) == stamp:
         return
     if root.exists() and any(root.iterdir()) and _read_stamp(root) is None:
@@ -267,7 +274,7 @@ def write_demo_dataset(
             (partial / kind / split).mkdir(parents=True)
     jobs = [(0, index) for index in range(train_images)] + [(1, index) for index in range(val_images)]
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda job: _write_scene(partial, seed, *job, size_px), jobs))
+        list(pool.map(lambda job: _write_scene(partial, seed, job[0], job[1], size_px), jobs))
     (partial / STAMP_NAME).write_text(json.dumps(stamp))
     shutil.rmtree(root, ignore_errors=True)
     partial.rename(root)

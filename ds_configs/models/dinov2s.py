@@ -1,0 +1,33 @@
+# DINOv2-S/14: the same shape of network with LayerNorm, biased QKV and a norm after the last block.
+model = dict(
+    type="EncoderDecoder",
+    backbone=dict(
+        type="InternViT",
+        pretrain_size=518,
+        img_size=518,
+        patch_size=14,
+        embed_dim=384,
+        depth=12,
+        num_heads=6,
+        mlp_ratio=4,
+        qkv_bias=True,
+        qk_normalization=False,
+        norm="layer",
+        output_norm=True,
+        init_values=1.0,
+        drop_path_rate=0.0,
+        with_cp=False,
+        out_indices=[11],
+    ),
+    decode_head=dict(
+        type="FCNHead",
+        in_channels=384,
+        channels=384,
+        num_convs=0,
+        dropout_ratio=0.0,
+        num_classes=11,
+        with_norm=True,
+        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
+    ),
+    test_cfg=dict(mode="whole"),
+)

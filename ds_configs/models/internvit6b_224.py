@@ -1,0 +1,32 @@
+# InternViT-6B-224px: 48 blocks, 5.9 B parameters; head: SyncBatchNorm and one 1x1 convolution.
+model = dict(
+    type="EncoderDecoder",
+    backbone=dict(
+        type="InternViT6B",
+        pretrain_size=224,
+        img_size=504,
+        patch_size=14,
+        embed_dim=3200,
+        depth=48,
+        num_heads=25,
+        mlp_ratio=4,
+        qkv_bias=False,
+        qk_normalization=True,
+        init_values=0.1,
+        drop_path_rate=0.4,
+        with_cp=True,
+        freeze_vit=False,
+        out_indices=[47],
+    ),
+    decode_head=dict(
+        type="FCNHead",
+        in_channels=3200,
+        channels=3200,
+        num_convs=0,
+        dropout_ratio=0.0,
+        num_classes=150,
+        with_norm=True,
+        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
+    ),
+    test_cfg=dict(mode="slide", crop_size=(504, 504), stride=(322, 322)),
+)

@@ -1,0 +1,31 @@
+# A small network of the 6B kind (RMSNorm, QK-norm, unbiased QKV, LayerScale 0.1) for CPUs and tests.
+model = dict(
+    type="EncoderDecoder",
+    backbone=dict(
+        type="InternViT",
+        pretrain_size=112,
+        img_size=112,
+        patch_size=14,
+        embed_dim=192,
+        depth=6,
+        num_heads=3,
+        mlp_ratio=4,
+        qkv_bias=False,
+        qk_normalization=True,
+        init_values=0.1,
+        drop_path_rate=0.0,
+        with_cp=False,
+        out_indices=[5],
+    ),
+    decode_head=dict(
+        type="FCNHead",
+        in_channels=192,
+        channels=192,
+        num_convs=0,
+        dropout_ratio=0.0,
+        num_classes=6,
+        with_norm=True,
+        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
+    ),
+    test_cfg=dict(mode="whole"),
+)

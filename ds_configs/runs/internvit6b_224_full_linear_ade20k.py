@@ -1,0 +1,4 @@
+# Full fine-tuning of InternViT-6B-224px with the linear head on ADE20K. Published: 57.2 mIoU
+# (OpenGVLab/InternVL, segmentation/README.md). Not run here.
+_base_ = ["../models/internvit6b_224.py", "../datasets/ade20k_504.py", "../schedules/adamw_80k.py"]
+load_from = "pretrained/intern_vit_6b_224px.pth"

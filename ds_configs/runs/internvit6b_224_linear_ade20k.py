@@ -1,0 +1,5 @@
+# Linear probe of the frozen InternViT-6B-224px on ADE20K. Published: 47.2 mIoU
+# (OpenGVLab/InternVL, segmentation/README.md). Not run here.
+_base_ = ["../models/internvit6b_224.py", "../datasets/ade20k_504.py", "../schedules/probe_80k.py"]
+model = dict(backbone=dict(freeze_vit=True, drop_path_rate=0.0, out_indices=[44]))
+load_from = "pretrained/intern_vit_6b_224px.pth"

@@ -1,0 +1,65 @@
+"""Entry point: `ds-seg` and `python -m ds_seg`, alone or under any launcher."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from ds_seg import __version__, distributed
+from ds_seg.errors import EXIT_FAULT, DsSegError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, run the command, and end the process with its exit code."""
+    from ds_seg.commands import add_commands
+
+    parser = argparse.ArgumentParser(
+        prog="ds-seg",
+        description="Full-parameter fine-tuning of InternViT-6B for semantic segmentation: a ZeRO-3 backbone and a "
+        "replicated FP32 MMSegmentation head.",
+        epilog="One process: ds-seg train RUN. Several: deepspeed --module ds_seg train RUN, or torchrun "
+        "--nproc_per_node N -m ds_seg train RUN. `ds-seg COMMAND --help` tells more.",
+    )
+    parser.add_argument("--version", action="version", version=f"ds_seg {__version__}")
+    parser.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    add_commands(parser)
+    args = parser.parse_args(_with_hyphens(sys.argv[1:] if argv is None else argv))
+    if args.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    try:
+        code = args.run(args)
+    except DsSegError as error:
+        _end_with(error.exit_code, f"ds-seg: {type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        _end_with(130, "ds-seg: interrupted before training began; nothing to save.")
+    except (RuntimeError, OSError):
+        if distributed.world_size() > 1 and not distributed.claim_failure_report():
+            os._exit(EXIT_FAULT)  # another rank failed first and has told why; this is only the broken connection
+        raise
+    distributed.shutdown()
+    sys.exit(code)
+
+
+def _with_hyphens(arguments: Sequence[str]) -> list[str]:
+    """Accept every option with underscores too: `--cfg_options` is `--cfg-options`."""
+    return [_hyphenate(argument) if argument.startswith("--") else argument for argument in arguments]
+
+
+def _hyphenate(option: str) -> str:
+    name, separator, value = option.partition("=")
+    return name.replace("_", "-") + separator + value
+
+
+def _end_with(code: int, message: str) -> None:
+    """Print the message on one rank and end this process without another collective."""
+    if distributed.claim_failure_report():
+        print(message, file=sys.stderr, flush=True)
+        distributed.finish_failure_report()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

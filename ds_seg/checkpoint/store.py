@@ -1,0 +1,74 @@
+"""Where checkpoints lie in a work dir, and which one a user means."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ds_seg.checkpoint.manifest import MANIFEST
+from ds_seg.errors import CheckpointError
+
+
+def checkpoints_folder(work_dir: Path) -> Path:
+    """The folder that holds a run's checkpoints."""
+    return work_dir / "checkpoints"
+
+
+def checkpoint_name(step: int) -> str:
+    """The tag of the checkpoint after `step` optimizer steps."""
+    return f"step_{step:06d}"
+
+
+def list_checkpoints(work_dir: Path) -> list[Path]:
+    """All complete checkpoints of a work dir, oldest step first.
+
+    A folder gets its final name by a rename after everything in it is on the disk, so the name is enough.
+    """
+    found = (path for path in checkpoints_folder(work_dir).glob("step_*") if (path / MANIFEST).is_file())
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def find_resume_point(work_dir: Path, resume: str) -> Path | None:
+    """The checkpoint that `--resume auto|TAG` means; None where `auto` finds none and the run starts anew.
+
+    Raises:
+        CheckpointError: TAG names no complete checkpoint.
+    """
+    complete = list_checkpoints(work_dir)
+    if resume == "auto":
+        return complete[-1] if complete else None
+    for candidate in (checkpoints_folder(work_dir) / resume, Path(resume)):
+        if (candidate / MANIFEST).is_file():
+            return candidate
+    names = ", ".join(path.name for path in complete) or "none"
+    raise CheckpointError(
+        f"--resume {resume}: no complete checkpoint of that name in {checkpoints_folder(work_dir)}. "
+        f"Complete ones: {names}. Use one of them, or --resume auto."
+    )
+
+
+def resolve_checkpoint(given: str) -> Path:
+    """The checkpoint folder that a CHECKPOINT argument names: itself, or the newest of a work dir.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(given)
+    if (path / MANIFEST).is_file():
+        return path
+    for work_dir in (path, path.parent):
+        complete = list_checkpoints(work_dir) if path.exists() else []
+        if complete and path in (work_dir, checkpoints_folder(work_dir)):
+            return complete[-1]
+    state = "does not exist" if not path.exists() else "holds no complete checkpoint"
+    raise CheckpointError(
+        f"CHECKPOINT '{given}' {state}. Name a folder like WORK_DIR/checkpoints/step_000100, or a work dir that has one."
+    )
+
+
+def drop_old_checkpoints(work_dir: Path, keep: int, best: str | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the one named `best`."""
+    for path in list_checkpoints(work_dir)[:-keep]:
+        if path.name != best:
+            (path / MANIFEST).unlink()
+            shutil.rmtree(path)

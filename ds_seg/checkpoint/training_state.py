@@ -1,0 +1,94 @@
+"""What a run has to remember beside weights and optimizers, and what a checkpoint must agree with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ds_seg.config import RunConfig
+from ds_seg.engine.engines import Engines
+from ds_seg.errors import CheckpointError
+
+STATE_FILE = "state.json"
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands. All noise and data of step k come from (seed, k), so no RNG state is needed."""
+
+    step: int = 0
+    """Global batches consumed: the data position."""
+    scheduled_steps: int = 0
+    """Steps that were not skipped: the position of the schedule."""
+    skipped_steps: int = 0
+    best_mIoU: float | None = None  # noqa: N815
+    best_checkpoint: str | None = None
+
+
+def describe_model(backbone: nn.Module, heads: nn.Module) -> dict[str, dict[str, list[int]]]:
+    """Names and full shapes of all parameters of both parts (and of the heads' buffers)."""
+    shapes = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in backbone.named_parameters()}
+    return {"backbone": shapes, "heads": {name: list(p.shape) for name, p in heads.state_dict().items()}}
+
+
+def write_state(folder: Path, state: TrainingState, run: RunConfig, engines: Engines) -> None:
+    """Write the state file of a checkpoint that is being made."""
+    content = {
+        "state": asdict(state),
+        "seed": run.seed,
+        "world_size": run.world_size,
+        "global_batch": run.global_batch,
+        "bf16": run.bf16,
+        "backbone_trained": bool(engines.trainable_backbone),
+        "model": describe_model(engines.backbone.module, engines.heads),
+    }
+    (folder / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint's state file."""
+    return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+
+
+def validate_same_model(folder: Path, content: Mapping[str, Any], backbone: nn.Module, heads: nn.Module) -> None:
+    """Compare the checkpoint's parameters with the run's.
+
+    Raises:
+        CheckpointError: they are of different models.
+    """
+    for part, wanted in describe_model(backbone, heads).items():
+        got = content["model"][part]
+        if got == wanted:
+            continue
+        name = next(name for name in [*wanted, *got] if got.get(name) != wanted.get(name))
+        raise CheckpointError(
+            f"Checkpoint {folder} is of another model: {part} parameter '{name}' has shape {got.get(name, 'none')} "
+            f"there and {wanted.get(name, 'none')} in this config ({len(got)} against {len(wanted)} tensors). "
+            "Use the config that the checkpoint was trained with: it lies beside it as ../../config.py."
+        )
+
+
+def validate_same_run(folder: Path, content: Mapping[str, Any], run: RunConfig, engines: Engines) -> None:
+    """Compare what an exact resume needs: processes, batch, seed, precision, what is trained.
+
+    Raises:
+        CheckpointError: naming each difference and its remedy.
+    """
+    wanted = {
+        "world_size": run.world_size,
+        "global_batch": run.global_batch,
+        "seed": run.seed,
+        "bf16": run.bf16,
+        "backbone_trained": bool(engines.trainable_backbone),
+    }
+    differing = [f"{key}: {content[key]} there, {value} here" for key, value in wanted.items() if content[key] != value]
+    if differing:
+        raise CheckpointError(
+            f"Checkpoint {folder} can't be resumed exactly by this run: {'; '.join(differing)}. Resume with the same "
+            "values, or start a new run from its weights with --load-from."
+        )

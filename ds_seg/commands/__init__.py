@@ -1,0 +1,14 @@
+"""The commands of `ds-seg`, one short file each."""
+
+from __future__ import annotations
+
+import argparse
+
+from ds_seg.commands import demo, evaluate, predict, train
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Add every command to the parser; each sets `run`, which takes the parsed arguments."""
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in (train, evaluate, predict, demo):
+        command.add_parser(subparsers)

@@ -1,0 +1,42 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ds_seg.config import RunOptions
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """CONFIG and what changes it."""
+    parser.add_argument(
+        "config", metavar="CONFIG", help="path of an MMSeg 0.x config, or the name of a run in ds_configs/runs"
+    )
+    parser.add_argument(
+        "--deepspeed-config", metavar="F", help="DeepSpeed JSON (default: the config's, else zero3_bf16.json)"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        metavar="K=V",
+        default=[],
+        help="change config values, as in MMSeg: optimizer.lr=1e-4 data.samples_per_gpu=4",
+    )
+
+
+def run_options(args: argparse.Namespace) -> RunOptions:
+    """The parsed arguments as options of a run."""
+    from ds_seg.config import RunOptions
+    from ds_seg.config.overrides import parse_overrides
+
+    return RunOptions(
+        config=args.config,
+        deepspeed_config=args.deepspeed_config,
+        work_dir=getattr(args, "work_dir", None),
+        resume=getattr(args, "resume", None),
+        load_from=getattr(args, "load_from", None),
+        seed=getattr(args, "seed", None),
+        cfg_options=parse_overrides(args.cfg_options),
+    )

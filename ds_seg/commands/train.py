@@ -1,0 +1,142 @@
+"""`ds-seg train`: from a config to a trained, evaluated and reported model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ds_seg import distributed
+from ds_seg.commands.arguments import add_config_arguments, run_options
+from ds_seg.errors import EXIT_OK, StoppedBySignal
+
+# What needs torch or mmseg is imported inside the functions, so that --help answers at once.
+if TYPE_CHECKING:
+    from ds_seg.checkpoint import TrainingState
+    from ds_seg.config import RunConfig
+    from ds_seg.engine.engines import Engines
+    from ds_seg.loop import LoopRecord
+    from ds_seg.tracking.tracker import Tracker
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Describe the command."""
+    parser = subparsers.add_parser(
+        "train",
+        help="fine-tune a backbone and its head",
+        description="Fine-tune a ZeRO-3 sharded backbone and a replicated FP32 head, evaluate, and report. Starts "
+        "alone or under deepspeed, torchrun or srun.",
+    )
+    add_config_arguments(parser)
+    parser.add_argument("--work-dir", metavar="D", help="where everything is written (default: work_dirs/<run>)")
+    parser.add_argument(
+        "--resume", metavar="auto|TAG", help="go on from the newest complete checkpoint, or from step_000100, say"
+    )
+    parser.add_argument("--load-from", metavar="F", help="start from a backbone weight file or a ds_seg checkpoint")
+    parser.add_argument("--seed", type=int, metavar="N", help="fixes data order, augmentation and noise (default: 0)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command on this rank."""
+    distributed.initialize()
+    from ds_seg.config import build_run_config
+
+    train(build_run_config(run_options(args), distributed.world_size()))
+    return EXIT_OK
+
+
+def train(run: RunConfig) -> None:
+    """Train as `run` says and leave a complete work dir; a collective over all ranks."""
+    from ds_seg.checkpoint import TrainingState, resume_training
+    from ds_seg.loop import TrainingLoop
+    from ds_seg.predictions import PredictingEvaluator
+    from ds_seg.session import Evaluator, build_engines, open_dataset
+    from ds_seg.workdir import open_work_dir
+
+    train_set, val_set = open_dataset(run, "train"), open_dataset(run, "val")
+    resume_from = open_work_dir(run)
+    with _open_tracker(run, resume_from) as tracker:
+        weights = None if resume_from else run.load_from
+        engines = build_engines(run, training=True, weights=weights, log=tracker.info)
+        state = resume_training(resume_from, engines, run) if resume_from else TrainingState()
+        _describe_start(run, engines, state, weights, tracker)
+        evaluate = PredictingEvaluator(run, Evaluator(run, val_set), engines, tracker)
+        loader = _build_loader(run, train_set, state, engines)
+        record = TrainingLoop(run, engines, state, tracker, evaluate)(loader)
+        _write_end(run, engines, state, record, resume_from, tracker)
+    if record.stopped:
+        raise StoppedBySignal(record.stopped)
+
+
+def _open_tracker(run: RunConfig, resume_from: Path | None) -> Tracker:
+    from ds_seg.checkpoint.training_state import read_state
+    from ds_seg.tracking.tracker import build_tracker
+
+    return build_tracker(
+        run.work_dir,
+        is_main=distributed.is_main(),
+        total_steps=run.schedule.max_steps,
+        log_interval=run.log_interval_steps,
+        wandb_settings=run.wandb,
+        resume_step=read_state(resume_from)["state"]["step"] if resume_from else 0,
+        run_config={"name": run.name, "config": run.mmseg.to_dict(), "deepspeed": run.deepspeed},
+    )
+
+
+def _describe_start(run: RunConfig, engines: Engines, state: TrainingState, weights: str | None, tracker: Tracker) -> None:
+    from ds_seg.engine.groups import format_groups
+    from ds_seg.summary import describe_backbone, describe_heads
+
+    backbone, heads = describe_backbone(engines.backbone.module), describe_heads(engines.heads)
+    for note in run.notes:
+        tracker.info(note)
+    if weights is None and not state.step:
+        tracker.warn("no pretrained weights: the backbone starts from random values (give some with --load-from F)")
+    held = ", ".join(f"{count:,}" for count in backbone["parameters_held_per_rank"])
+    tracker.info(
+        f"backbone {backbone['type']}: {backbone['parameters']:,} parameters in {backbone['dtype']}, "
+        f"{backbone['trainable']:,} trainable, ZeRO stage 3; held per rank: {held}"
+    )
+    tracker.info(f"head {heads['type']}: {heads['parameters']:,} parameters in {heads['dtype']} on every rank")
+    tracker.info(f"parameter groups:\n{format_groups(engines.param_groups)}")
+    tracker.info(
+        f"steps {state.step} to {run.schedule.max_steps}, global batch {run.global_batch} = {run.micro_batch} crops x "
+        f"{run.accumulation_steps} micro-batches x {run.world_size} processes, seed {run.seed}; work dir {run.work_dir}"
+    )
+
+
+def _build_loader(run: RunConfig, train_set: Any, state: TrainingState, engines: Engines) -> Any:
+    from ds_seg.data.loader import build_train_loader
+
+    return build_train_loader(
+        train_set,
+        seed=run.seed,
+        micro_batch=run.micro_batch,
+        accumulation_steps=run.accumulation_steps,
+        rank=distributed.rank(),
+        world_size=run.world_size,
+        start_step=state.step,
+        stop_step=run.schedule.max_steps,
+        num_workers=run.workers,
+        pin_memory=engines.device.type == "cuda",
+    )
+
+
+def _write_end(
+    run: RunConfig,
+    engines: Engines,
+    state: TrainingState,
+    record: LoopRecord,
+    resume_from: Path | None,
+    tracker: Tracker,
+) -> None:
+    from ds_seg.summary import measure_summary
+    from ds_seg.tracking.report import write_report
+    from ds_seg.tracking.summary import write_summary
+
+    summary = measure_summary(run, engines, state, record, resume_from)
+    if distributed.is_main():
+        write_summary(run.work_dir, summary)
+        write_report(run.work_dir)
+        tracker.info(f"wrote {run.work_dir / 'summary.json'} and {run.work_dir / 'report.html'}")

@@ -1,0 +1,203 @@
+"""MMSeg datasets from a config, refused with the reason and the remedy where they can't serve."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from torch.utils.data import Dataset
+
+import ds_seg.data.camvid
+import ds_seg.data.demo_scenes
+import ds_seg.openmmlab  # noqa: F401
+from ds_seg.errors import ConfigError, DataError
+
+from mmcv.utils import Registry  # isort: skip
+from mmseg.datasets import DATASETS, PIPELINES, CustomDataset  # isort: skip
+from mmseg.datasets import build_dataset as build_mmseg_dataset  # isort: skip
+
+_NAMED_AT_MOST = 5
+
+
+def build_dataset(cfg: dict[str, Any], *, role: str) -> Dataset:
+    """Build the dataset of `data.<role>` and check its folders and files by name.
+
+    Args:
+        cfg: MMSeg dataset config (or a list of them, which MMSeg concatenates).
+        role: "train", "val" or "test"; the last two build in MMSeg's test mode.
+
+    Returns:
+        The dataset, or MMSeg's wrapper around several.
+
+    Raises:
+        ConfigError: a type is not registered, an argument does not fit, or label 0 is treated one way by
+            the pipeline and another way by the dataset; all faults in one message.
+        DataError: a folder or split file is missing, no image is found, or an image has no annotation.
+    """
+    field = f"data.{role}"
+    parts = list(_parts(cfg, field))
+    _raise_all(ConfigError, [fault for name, part in parts for fault in _type_faults(part, name)])
+    _raise_all(DataError, [fault for name, part in parts for fault in _path_faults(part, name)])
+    try:
+        dataset = build_mmseg_dataset(copy.deepcopy(cfg), None if role == "train" else {"test_mode": True})
+    except (TypeError, ValueError, KeyError, AssertionError, AttributeError, OSError) as error:
+        raise ConfigError(f"{field} can't be built: {type(error).__name__}: {error}. Correct {field}.") from error
+    leaves = leaf_datasets(dataset)
+    _raise_all(ConfigError, [fault for leaf in leaves for fault in _label_faults(leaf, field, role)])
+    _raise_all(DataError, [fault for leaf in leaves for fault in _file_faults(leaf, field)])
+    return cast("Dataset", dataset)
+
+
+def leaf_datasets(dataset: Any) -> list[CustomDataset]:
+    """The datasets that read files, inside any of MMSeg's wrappers (concatenated, repeated, mixed)."""
+    if hasattr(dataset, "datasets"):
+        return [leaf for part in dataset.datasets for leaf in leaf_datasets(part)]
+    if isinstance(dataset, CustomDataset):
+        return [dataset]
+    return leaf_datasets(dataset.dataset)
+
+
+def resolve_sample(dataset: Any, index: int) -> tuple[CustomDataset, int]:
+    """The dataset that reads sample `index` of `dataset`, and the sample's index there."""
+    if isinstance(dataset, CustomDataset):
+        return dataset, index
+    if hasattr(dataset, "datasets"):
+        part, inner = dataset.get_dataset_idx_and_sample_idx(index)
+        return resolve_sample(dataset.datasets[part], int(inner))
+    return resolve_sample(dataset.dataset, index % len(dataset.dataset))
+
+
+def sample_paths(leaf: CustomDataset, index: int) -> tuple[str, str | None]:
+    """Paths of the image and, where the dataset has annotations, of the annotation."""
+    info = leaf.img_infos[index]
+    join = leaf.file_client.join_path
+    annotation = str(join(leaf.ann_dir, info["ann"]["seg_map"])) if "ann" in info else None
+    return str(join(leaf.img_dir, info["filename"])), annotation
+
+
+def _raise_all(kind: type[ConfigError] | type[DataError], faults: list[str]) -> None:
+    if faults:
+        raise kind("\n".join(faults))
+
+
+def _parts(cfg: Any, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every dataset config inside `cfg` with its dotted field, wrappers included."""
+    if isinstance(cfg, list | tuple):
+        for index, part in enumerate(cfg):
+            yield from _parts(part, f"{field}[{index}]")
+        return
+    yield field, cfg
+    if "dataset" in cfg:
+        yield from _parts(cfg["dataset"], f"{field}.dataset")
+    if "datasets" in cfg:
+        yield from _parts(cfg["datasets"], f"{field}.datasets")
+
+
+def _type_faults(cfg: dict[str, Any], field: str) -> list[str]:
+    faults = _registry_faults(cfg, field, DATASETS)
+    return faults + _pipeline_faults(cfg.get("pipeline") or [], f"{field}.pipeline")
+
+
+def _pipeline_faults(pipeline: list[dict[str, Any]], field: str) -> list[str]:
+    faults = []
+    for index, step in enumerate(pipeline):
+        faults += _registry_faults(step, f"{field}[{index}]", PIPELINES)
+        faults += _pipeline_faults(step.get("transforms") or [], f"{field}[{index}].transforms")
+    return faults
+
+
+def _registry_faults(cfg: dict[str, Any], field: str, registry: Registry) -> list[str]:
+    name = cfg.get("type")
+    if name is None:
+        return [f"{field} has no `type`. Name a registered {registry.name}, such as {_nearest('', registry)}."]
+    if not isinstance(name, str) or name in registry.module_dict:
+        return []
+    return [
+        f"{field}.type is '{name}', which is no registered {registry.name}. Nearest: {_nearest(name, registry)}. "
+        "Correct the name, or import the module that registers it through custom_imports."
+    ]
+
+
+def _nearest(name: str, registry: Registry) -> str:
+    known = sorted(registry.module_dict)
+    return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3])
+
+
+def _path_faults(cfg: dict[str, Any], field: str) -> list[str]:
+    if cfg.get("file_client_args", {}).get("backend", "disk") != "disk":
+        return []
+    faults = []
+    for key, exists, kind in (
+        ("img_dir", Path.is_dir, "folder"),
+        ("ann_dir", Path.is_dir, "folder"),
+        ("split", Path.is_file, "file"),
+    ):
+        values = cfg.get(key)
+        for value in values if isinstance(values, list | tuple) else [values]:
+            path = None if value is None else Path(cfg.get("data_root") or "", value)
+            if path is not None and not exists(path):
+                faults.append(
+                    f"{field}.{key}: there is no {kind} {path.resolve()}. Put the dataset there, or set "
+                    f"{field}.data_root (now {cfg.get('data_root')!r}) with --cfg-options {field}.data_root=FOLDER."
+                )
+    return faults
+
+
+def _label_faults(leaf: CustomDataset, field: str, role: str) -> list[str]:
+    if leaf.ann_dir is None:
+        needs = role in ("train", "val")
+        return [f"{field}.ann_dir is not set, and {role} needs annotations. Set it."] if needs else []
+    flags = [step.reduce_zero_label for step in leaf.pipeline.transforms if hasattr(step, "reduce_zero_label")]
+    if all(flag == leaf.reduce_zero_label for flag in flags):
+        return []
+    return [
+        f"{field}: LoadAnnotations in its pipeline has reduce_zero_label={flags[0]}, but {type(leaf).__name__} has "
+        f"reduce_zero_label={leaf.reduce_zero_label}: training and evaluation would number the classes "
+        "differently. Give both the same value."
+    ]
+
+
+def _file_faults(leaf: CustomDataset, field: str) -> list[str]:
+    if leaf.file_client_args.get("backend", "disk") != "disk":
+        return []
+    image_names = _file_names(leaf.img_dir)
+    if len(leaf) == 0:
+        suffixes = Counter(Path(name).suffix or "no suffix" for name in image_names)
+        found = ", ".join(f"{suffix} ({count})" for suffix, count in suffixes.most_common()) or "no file at all"
+        source = f"split {leaf.split}" if leaf.split else str(Path(leaf.img_dir).resolve())
+        return [
+            f"{field}: no image with suffix '{leaf.img_suffix}' in {source}; found there: {found}. "
+            f"Set {field}.img_suffix (where its type takes one) or {field}.img_dir."
+        ]
+    images = [info["filename"] for info in leaf.img_infos]
+    annotations = [info["ann"]["seg_map"] for info in leaf.img_infos if "ann" in info]
+    faults = _absent(images, image_names, f"{field}.split lists images that are not in {leaf.img_dir}")
+    if leaf.ann_dir is not None:
+        present = _file_names(leaf.ann_dir)
+        faults += _absent(annotations, present, f"{field}: images without an annotation in {leaf.ann_dir}")
+    return faults
+
+
+def _absent(wanted: list[str], present: set[str], what: str) -> list[str]:
+    absent = [name for name in wanted if os.path.normpath(name) not in present]
+    if not absent:
+        return []
+    more = ", ..." if len(absent) > _NAMED_AT_MOST else ""
+    return [
+        f"{what}: {len(absent)} of {len(wanted)} files are missing ({', '.join(absent[:_NAMED_AT_MOST])}{more}). "
+        "Add the files, or leave the images out with a split file."
+    ]
+
+
+def _file_names(folder: str) -> set[str]:
+    """Paths of all files under `folder`, relative to it."""
+    return {
+        os.path.relpath(f"{parent}/{name}", folder)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+    }

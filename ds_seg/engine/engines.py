@@ -1,0 +1,133 @@
+"""The two engines of a run: a ZeRO-3 backbone and replicated FP32 heads, built and held together."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import ds_seg.openmmlab  # noqa: F401
+from ds_seg import distributed
+from ds_seg.config import OptimizerSettings, RunConfig
+from ds_seg.engine.groups import build_param_groups
+from ds_seg.errors import ConfigError
+from ds_seg.models.heads import SegmentationHeads, build_heads, validate_head_channels
+
+from mmseg.models.builder import build_backbone  # isort: skip
+from mmseg.ops import resize  # isort: skip
+
+# Shape suffixes: B images, K classes, H W pixels, 3 colours.
+
+
+class Engines:
+    """Backbone under DeepSpeed ZeRO-3, heads under DistributedDataParallel, one AdamW for each.
+
+    Attributes:
+        backbone: DeepSpeed engine; its module's parameters exist only as shards.
+        heads: the decode and auxiliary heads, FP32, the same on every rank.
+        head_optimizer: AdamW of `heads`, None when the engines only evaluate.
+        trainable_backbone: the backbone's parameters that a step moves; empty when it is frozen.
+    """
+
+    def __init__(self, backbone: nn.Module, heads: SegmentationHeads, run: RunConfig, *, training: bool) -> None:
+        self.device = distributed.device()
+        self.dtype = torch.bfloat16 if run.bf16 else torch.float32
+        self.depth = len(backbone.blocks)
+        self.trainable_backbone = [p for p in backbone.parameters() if p.requires_grad] if training else []
+        self.backbone = _wrap_backbone(backbone, self.depth, run, optimize=bool(self.trainable_backbone))
+        self.heads = heads.to(self.device)
+        self.head_optimizer: torch.optim.Optimizer | None = None
+        if training:
+            self.heads_ddp = DistributedDataParallel(
+                self.heads,
+                device_ids=None if self.device.type == "cpu" else [self.device],
+                find_unused_parameters=run.find_unused_parameters,
+            )
+            groups = build_param_groups(self.heads.named_parameters(), self.depth, run.optimizer)
+            self.head_optimizer = build_adamw(groups, run.optimizer, self.device)
+
+    @property
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The heads' trainable parameters."""
+        return [parameter for parameter in self.heads.parameters() if parameter.requires_grad]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of both optimizers, as the optimizers hold them: set `lr` here."""
+        groups = list(self.backbone.optimizer.param_groups) if self.trainable_backbone else []
+        return groups + (list(self.head_optimizer.param_groups) if self.head_optimizer else [])
+
+    def train(self, mode: bool = True) -> None:
+        """Put both parts into training or evaluation mode."""
+        self.backbone.train(mode)
+        self.heads.train(mode)
+
+    def encode_decode(self, images_B3HW: torch.Tensor) -> torch.Tensor:
+        """Class scores of a batch of crops; a collective over all ranks, without gradient.
+
+        Args:
+            images_B3HW: normalised images, any float dtype; sides are multiples of the patch.
+
+        Returns:
+            logits_BKHW, FP32, at the resolution of the images.
+        """
+        with torch.no_grad():
+            features = self.backbone(images_B3HW.to(self.device, self.dtype))
+            logits_BKhw = self.heads.logits(features)
+            return resize(
+                logits_BKhw, size=images_B3HW.shape[2:], mode="bilinear", align_corners=self.heads.align_corners
+            )
+
+
+def build_modules(run: RunConfig) -> tuple[nn.Module, SegmentationHeads]:
+    """The backbone, sharded from its first parameter on, and the heads, from the run's seed.
+
+    Raises:
+        ConfigError: an argument that the backbone or a head does not take, or channels that don't fit.
+    """
+    torch.manual_seed(run.seed)
+    backbone_cfg = {**run.model.backbone, "pretrained": None}
+    with deepspeed.zero.Init(config_dict_or_path=run.deepspeed):
+        try:
+            backbone = build_backbone(backbone_cfg)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ConfigError(f"model.backbone can't be built: {error}. Correct it in the config.") from error
+    validate_head_channels(run.model, backbone.out_channels)
+    torch.manual_seed(run.seed)
+    return backbone, build_heads(run.model)
+
+
+def build_adamw(
+    groups: list[dict[str, Any]], settings: OptimizerSettings, device: torch.device
+) -> torch.optim.Optimizer:
+    """torch's AdamW, fused on GPUs, with one set of betas for all groups."""
+    return torch.optim.AdamW(
+        groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=device.type == "cuda" or None
+    )
+
+
+def _wrap_backbone(backbone: nn.Module, depth: int, run: RunConfig, *, optimize: bool) -> deepspeed.DeepSpeedEngine:
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    optimizer = None
+    if optimize:
+        named = ((f"backbone.{name}", parameter) for name, parameter in backbone.named_parameters())
+        groups = build_param_groups(named, depth, run.optimizer)
+        optimizer = _backbone_optimizer(groups, run)
+    engine, *_ = deepspeed.initialize(
+        model=backbone, optimizer=optimizer, config=run.deepspeed, dist_init_required=False
+    )
+    return engine
+
+
+def _backbone_optimizer(groups: list[dict[str, Any]], run: RunConfig) -> torch.optim.Optimizer:
+    offload = run.deepspeed["zero_optimization"].get("offload_optimizer") or {}
+    if offload.get("device", "none") == "none":
+        return build_adamw(groups, run.optimizer, distributed.device())
+    return DeepSpeedCPUAdam(
+        groups, lr=run.optimizer.lr, betas=run.optimizer.betas, eps=run.optimizer.eps, adamw_mode=True
+    )

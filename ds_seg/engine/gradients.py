@@ -1,0 +1,69 @@
+"""The joint gradient of both engines: its norm, its clipping, and a step that nobody takes.
+
+Only DeepSpeed's public gradient access is used. It is valid on the last micro-batch, between backward
+and `engine.step`, and what it writes is what the step uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
+from torch import nn
+
+_CLIP_EPSILON = 1e-6
+"""As in `torch.nn.utils.clip_grad_norm_`."""
+
+
+def backbone_squared_norm(parameters: Sequence[nn.Parameter], device: torch.device) -> torch.Tensor:
+    """Sum of squares over this rank's shard of the backbone's gradient.
+
+    Returns:
+        FP64 scalar; sum it over ranks for the whole backbone.
+    """
+    norms = [safe_get_local_grad(parameter).norm() for parameter in parameters]
+    return _sum_of_squares(norms, device)
+
+
+def head_squared_norm(parameters: Sequence[nn.Parameter], device: torch.device) -> torch.Tensor:
+    """Sum of squares over the heads' gradients, which DDP has made equal on all ranks.
+
+    Returns:
+        FP64 scalar.
+    """
+    norms = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
+    return _sum_of_squares(norms, device)
+
+
+def clip_factor(norm: float, clip_norm: float | None) -> float:
+    """What both engines' gradients are multiplied by: `clip_grad_norm_` over the whole model."""
+    if clip_norm is None:
+        return 1.0
+    return min(1.0, clip_norm / (norm + _CLIP_EPSILON))
+
+
+def scale_gradients(backbone: Sequence[nn.Parameter], heads: Sequence[nn.Parameter], factor: float) -> None:
+    """Multiply the gradients that the coming steps of both engines use."""
+    if factor == 1.0:
+        return
+    for parameter in backbone:
+        safe_set_local_grad(parameter, safe_get_local_grad(parameter) * factor)
+    for parameter in heads:
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)
+
+
+def poison_gradients(backbone: Sequence[nn.Parameter]) -> None:
+    """Make the coming `engine.step` find a gradient that is not finite, and so skip and clean up by itself.
+
+    DeepSpeed looks at the backbone alone; this tells it of a loss or head gradient that is not finite.
+    """
+    parameter = backbone[0]
+    safe_set_local_grad(parameter, torch.full_like(safe_get_local_grad(parameter), float("nan")))
+
+
+def _sum_of_squares(norms: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    if not norms:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack(norms).to(device=device, dtype=torch.float64).square().sum()

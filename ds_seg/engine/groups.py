@@ -1,0 +1,110 @@
+"""Parameter groups of AdamW: layer-wise rate decay, weight-decay exemptions, multipliers by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from prettytable import PrettyTable
+from torch import nn
+
+from ds_seg.config import OptimizerSettings
+
+EMBEDDINGS = ("cls_token", "pos_embed")
+_BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class GroupKey:
+    """What the parameters of one group have in common."""
+
+    layer: str
+    lr_scale: float
+    weight_decay: float
+
+
+def layer_id(name: str, depth: int) -> int:
+    """The layer a parameter counts to in layer-wise decay.
+
+    Args:
+        name: full name, `backbone.` or `decode_head.` first.
+        depth: number of the backbone's blocks.
+
+    Returns:
+        0 for the embeddings, i + 1 for block i, depth + 1 for everything else.
+
+    Source: OpenGVLab/InternVL `segmentation/mmcv_custom/layer_decay_optimizer_constructor.py`.
+    """
+    if name.startswith(("backbone.patch_embed.", *(f"backbone.{part}" for part in EMBEDDINGS))):
+        return 0
+    block = _BLOCK.match(name)
+    return int(block.group(1)) + 1 if block else depth + 1
+
+
+def group_key(name: str, parameter: nn.Parameter, depth: int, settings: OptimizerSettings) -> GroupKey:
+    """The rate factor and weight decay of one parameter.
+
+    Vectors (biases, norms, LayerScale) are never decayed; `cls_token` and `pos_embed` only when
+    `settings.decay_embeddings` says so. ZeRO-3 empties a parameter's data, so its own idea of the shape counts.
+    """
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    is_embedding = name.rpartition(".")[2] in EMBEDDINGS
+    exempt = len(shape) <= 1 or (is_embedding and not settings.decay_embeddings)
+    lr_scale, weight_decay = 1.0, 0.0 if exempt else settings.weight_decay
+    layer = "embeddings, blocks" if name.startswith("backbone.") else "heads"
+    if settings.layer_decay_rate is not None:
+        identifier = layer_id(name, depth)
+        lr_scale = settings.layer_decay_rate ** (depth + 1 - identifier)
+        layer = {0: "embeddings", depth + 1: "heads, other"}.get(identifier, f"block {identifier - 1}")
+    matching = [key for key in settings.multipliers if key in name]
+    if matching:
+        lr_mult, decay_mult = settings.multipliers[max(matching, key=lambda key: (len(key), key))]
+        lr_scale, weight_decay = lr_scale * lr_mult, weight_decay * decay_mult
+    return GroupKey(layer, lr_scale, weight_decay)
+
+
+def build_param_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], depth: int, settings: OptimizerSettings
+) -> list[dict[str, Any]]:
+    """AdamW parameter groups of everything that is trainable.
+
+    Args:
+        named_parameters: full names and parameters of one engine.
+        depth: number of the backbone's blocks.
+        settings: rates and decays.
+
+    Returns:
+        One group for each rate factor and weight decay, in order of first appearance. Each has `base_lr`
+        (before the schedule), `layer` and `names` (of `params`) beside torch's own keys.
+    """
+    groups: dict[GroupKey, dict[str, Any]] = {}
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        key = group_key(name, parameter, depth, settings)
+        base_lr = settings.lr * key.lr_scale
+        group = groups.setdefault(
+            key,
+            {
+                "params": [],
+                "names": [],
+                "lr": base_lr,
+                "base_lr": base_lr,
+                "weight_decay": key.weight_decay,
+                "layer": key.layer,
+            },
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def format_groups(groups: Iterable[dict[str, Any]]) -> str:
+    """The realised groups as a table, read back from the optimizers after they were wrapped."""
+    table = PrettyTable(["layer", "base lr", "weight decay", "tensors"], align="r")
+    table.align["layer"] = "l"
+    for group in groups:
+        table.add_row([group["layer"], f"{group['base_lr']:.3e}", f"{group['weight_decay']:g}", len(group["names"])])
+    return table.get_string()

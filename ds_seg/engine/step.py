@@ -1,0 +1,139 @@
+"""The two-engine step: one loss, one backward through both engines, and both step or neither does."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ds_seg import distributed
+from ds_seg.config import RunConfig
+from ds_seg.data.loader import MicroBatch
+from ds_seg.engine.engines import Engines
+from ds_seg.engine.gradients import (
+    backbone_squared_norm,
+    clip_factor,
+    head_squared_norm,
+    poison_gradients,
+    scale_gradients,
+)
+from ds_seg.engine.schedule import compute_lr
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did, the same on every rank."""
+
+    losses: dict[str, float]
+    """`loss` and every `loss_*` and `acc_*` entry, means over ranks and micro-batches."""
+    grad_norm: float
+    """Joint 2-norm of both engines' gradients before clipping."""
+    clip_factor: float
+    skipped: bool
+    """True if the loss or the norm was not finite somewhere, so that nothing moved."""
+
+
+class TwoEngineStep:
+    """Drives both engines through training steps.
+
+    Attributes:
+        scheduled_steps: how often the schedule has moved: the steps that were not skipped.
+    """
+
+    def __init__(self, engines: Engines, run: RunConfig) -> None:
+        self.engines = engines
+        self.run = run
+        self.scheduled_steps = 0
+
+    def __call__(self, step: int, micro_batches: Iterable[MicroBatch]) -> StepResult:
+        """Train on one global batch; a collective over all ranks.
+
+        Args:
+            step: index of the global batch; together with the run's seed it fixes all noise.
+            micro_batches: this rank's `accumulation_steps` micro-batches.
+        """
+        self.engines.train()
+        self._set_learning_rates()
+        accumulation_steps = self.run.accumulation_steps
+        sums: dict[str, torch.Tensor] = {}
+        for index, batch in enumerate(micro_batches):
+            losses = self._forward_backward(step, index, batch, last=index == accumulation_steps - 1)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value / accumulation_steps
+        return self._update(sums)
+
+    def _set_learning_rates(self) -> None:
+        for group in self.engines.param_groups:
+            group["lr"] = compute_lr(group["base_lr"], self.scheduled_steps, self.run.schedule)
+
+    def _forward_backward(self, step: int, index: int, batch: MicroBatch, *, last: bool) -> dict[str, torch.Tensor]:
+        engines, seed = self.engines, self.run.seed
+        torch.manual_seed(noise_seed(seed, step, index, distributed.rank()))
+        images = batch.images_B3HW.to(engines.device, engines.dtype, non_blocking=True)
+        labels = batch.labels_B1HW.to(engines.device, non_blocking=True)
+        if engines.trainable_backbone:
+            engines.backbone.set_gradient_accumulation_boundary(last)
+        with contextlib.nullcontext() if last else engines.heads_ddp.no_sync():
+            sample_seeds = [noise_seed(seed, position) for position in batch.positions]
+            features = engines.backbone(images, sample_seeds=sample_seeds)
+            entries = engines.heads_ddp(features, batch.metas, labels)
+            losses = {name: value.float().mean() for name, value in entries.items()}
+            losses["loss"] = total_loss(losses)
+            scaled = losses["loss"] / self.run.accumulation_steps
+            if engines.trainable_backbone:
+                engines.backbone.backward(scaled, scale_wrt_gas=False)
+            else:
+                scaled.backward()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _update(self, losses: Mapping[str, torch.Tensor]) -> StepResult:
+        engines = self.engines
+        heads, backbone = engines.head_parameters, engines.trainable_backbone
+        names = sorted(losses)
+        reduced = distributed.reduce_sum(
+            torch.stack(
+                [
+                    backbone_squared_norm(backbone, engines.device),
+                    *(losses[name].to(torch.float64) / self.run.world_size for name in names),
+                ]
+            )
+        )
+        backbone_square, *means = reduced.tolist()
+        head_square = head_squared_norm(heads, engines.device).item()
+        means_by_name = dict(zip(names, means, strict=True))
+        norm = math.sqrt(backbone_square + head_square) if backbone_square + head_square >= 0 else math.nan
+        skipped = not (math.isfinite(norm) and math.isfinite(means_by_name["loss"]))
+        factor = 1.0 if skipped else clip_factor(norm, self.run.clip_norm)
+        if skipped:
+            self._skip()
+        else:
+            scale_gradients(backbone, heads, factor)
+            self._step()
+        return StepResult(means_by_name, norm, factor, skipped)
+
+    def _step(self) -> None:
+        if self.engines.trainable_backbone:
+            self.engines.backbone.step()
+        self.engines.head_optimizer.step()
+        self.engines.head_optimizer.zero_grad(set_to_none=True)
+        self.scheduled_steps += 1
+
+    def _skip(self) -> None:
+        if self.engines.trainable_backbone:
+            poison_gradients(self.engines.trainable_backbone)
+            self.engines.backbone.step()
+        self.engines.head_optimizer.zero_grad(set_to_none=True)
+
+
+def total_loss(losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The sum of the entries whose name contains `loss`, as MMSeg's segmentors compute it."""
+    return torch.stack([value for name, value in losses.items() if "loss" in name]).sum()
+
+
+def noise_seed(*key: int) -> int:
+    """A seed for torch that depends on the whole key and nothing else."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1

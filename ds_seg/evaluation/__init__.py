@@ -1,0 +1,1 @@
+"""Sliding windows, inference in lockstep over ranks, the confusion matrix and pictures of predictions."""

@@ -1,0 +1,177 @@
+"""The training loop: batches in, steps made, and every so often a row, an evaluation or a checkpoint out."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import torch
+
+from ds_seg import distributed
+from ds_seg.checkpoint import TrainingState, checkpoint_name, list_checkpoints, save_checkpoint
+from ds_seg.config import RunConfig
+from ds_seg.data.loader import MicroBatch
+from ds_seg.engine.engines import Engines
+from ds_seg.engine.step import StepResult, TwoEngineStep
+from ds_seg.errors import TrainingDiverged
+from ds_seg.evaluation.evaluate import EvaluationResult
+from ds_seg.tracking.tracker import Tracker
+
+Evaluate = Callable[[int], EvaluationResult]
+
+
+@dataclass
+class LoopRecord:
+    """What the summary needs to know of a loop."""
+
+    step_times_s: list[float] = field(default_factory=list)
+    evaluation: EvaluationResult | None = None
+    stopped: str | None = None
+    """Why the loop ended before the last step, and how to go on; None if it did not."""
+
+
+class StopRequest:
+    """Remembers SIGTERM and SIGINT, so that a run can save before it stops."""
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        self.signal_name = signal.Signals(number).name
+
+
+class TrainingLoop:
+    """Runs a training from `state.step` to the last step.
+
+    Args:
+        run: the run.
+        engines: both engines, on the weights of `state`.
+        state: where the run stands; moved on with every step.
+        tracker: gets rows and evaluations.
+        evaluate: evaluates the engines after the given number of steps.
+    """
+
+    def __init__(
+        self, run: RunConfig, engines: Engines, state: TrainingState, tracker: Tracker, evaluate: Evaluate
+    ) -> None:
+        self.run, self.engines, self.state, self.tracker, self.evaluate = run, engines, state, tracker, evaluate
+        self.record = LoopRecord()
+        self._train_step = TwoEngineStep(engines, run)
+        self._skipped_in_a_row = 0
+        self._saved: Path | None = None
+
+    def __call__(self, loader: Iterable[MicroBatch]) -> LoopRecord:
+        """Train to the end, or until SIGTERM or SIGINT comes, which saves a checkpoint.
+
+        Raises:
+            TrainingDiverged: too many steps in a row were not finite.
+        """
+        self._train_step.scheduled_steps = self.state.scheduled_steps
+        batches = iter(loader)
+        with StopRequest() as stop:
+            while self.state.step < self.run.schedule.max_steps:
+                self._one_step(batches)
+                if distributed.any_rank(stop.signal_name is not None):
+                    self.record.stopped = self._stop(stop.signal_name or "a signal to another rank")
+                    break
+        return self.record
+
+    def _one_step(self, batches: Iterator[MicroBatch]) -> None:
+        started = time.perf_counter()
+        micro_batches = [next(batches) for _ in range(self.run.accumulation_steps)]
+        waited_s = time.perf_counter() - started
+        result = self._train_step(self.state.step, micro_batches)
+        step_time_s = time.perf_counter() - started
+        self.record.step_times_s.append(step_time_s)
+        self._count(result)
+        if self.state.step == 1 or self._is_due(self.run.log_interval_steps):
+            self.tracker.log_step(self._row(result, step_time_s, waited_s))
+        self._evaluate_and_save()
+
+    def _count(self, result: StepResult) -> None:
+        self.state.step += 1
+        self.state.scheduled_steps = self._train_step.scheduled_steps
+        if not result.skipped:
+            self._skipped_in_a_row = 0
+            return
+        self.state.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        self.tracker.warn(
+            f"step {self.state.step} skipped in both engines: loss {result.losses['loss']:g}, "
+            f"gradient norm {result.grad_norm:g} ({self.state.skipped_steps} skipped so far)"
+        )
+        if self._skipped_in_a_row >= self.run.max_skipped_steps:
+            complete = list_checkpoints(self.run.work_dir)
+            last = f"The last good checkpoint is {complete[-1]}" if complete else "No checkpoint was saved yet"
+            raise TrainingDiverged(
+                f"Loss or gradient was not finite in {self._skipped_in_a_row} steps in a row, the last at step "
+                f"{self.state.step}. {last}. Lower optimizer.lr, set optimizer_config.grad_clip.max_norm, or look "
+                "for damaged images (ds_seg checks annotations at start unless check_data=False)."
+            )
+
+    def _row(self, result: StepResult, step_time_s: float, waited_s: float) -> dict[str, float | int]:
+        rates = [group["lr"] for group in self.engines.param_groups]
+        return {
+            "step": self.state.step,
+            **result.losses,
+            "lr_min": min(rates),
+            "lr_max": max(rates),
+            "grad_norm": result.grad_norm,
+            "grad_norm_clipped": result.grad_norm * result.clip_factor,
+            "images_per_s": self.run.global_batch / step_time_s,
+            "data_wait_s": waited_s,
+            "memory_gib": memory_gib(),
+        }
+
+    def _evaluate_and_save(self) -> None:
+        improved = False
+        if self._is_due(self.run.eval_interval_steps):
+            result = self.evaluate(self.state.step)
+            self.record.evaluation = result
+            self.tracker.log_evaluation(self.state.step, result.metrics(), result.table())
+            improved = self.run.save_best and result.mIoU > (self.state.best_mIoU or -1.0)
+            if improved:
+                self.state.best_mIoU = result.mIoU
+                self.state.best_checkpoint = checkpoint_name(self.state.step)
+        if improved or self._is_due(self.run.checkpoint_interval_steps):
+            self._save()
+
+    def _save(self) -> Path:
+        if self._saved is None or self._saved.name != checkpoint_name(self.state.step):
+            started = time.perf_counter()
+            self._saved = save_checkpoint(self.engines, self.run, self.state)
+            self.tracker.info(f"saved {self._saved} in {time.perf_counter() - started:.1f} s")
+        return self._saved
+
+    def _stop(self, reason: str) -> str:
+        return (
+            f"Stopped by {reason} after step {self.state.step} of {self.run.schedule.max_steps}; everything is saved in "
+            f"{self._save()}. Run the same command with --resume auto to go on."
+        )
+
+    def _is_due(self, interval_steps: int) -> bool:
+        return self.state.step % interval_steps == 0 or self.state.step == self.run.schedule.max_steps
+
+
+def memory_gib() -> float:
+    """Peak memory of this process so far: the GPU's where there is one, else the resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

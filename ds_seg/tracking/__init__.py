@@ -1,0 +1,1 @@
+"""Console progress, metrics.jsonl, summary.json, wandb and the report of a run."""

@@ -1,0 +1,163 @@
+"""One place that a loop reports to: metrics.jsonl, the console, wandb and the prediction pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ds_seg.evaluation.pictures import Palette, Picture, draw_comparison, save_picture
+from ds_seg.tracking.console import Console
+from ds_seg.tracking.metrics_log import MetricsLog
+from ds_seg.tracking.wandb_run import WandbRun, WandbSettings, start_wandb
+
+
+class Tracker:
+    """Where a run reports to. This one, for every rank but the main one, does nothing."""
+
+    def info(self, text: str) -> None:
+        """Print a message."""
+
+    def warn(self, text: str) -> None:
+        """Print a message that wants attention."""
+
+    def log_step(self, row: Mapping[str, Any]) -> None:
+        """Record a step; `row` has `step` and the keys of metrics.jsonl."""
+
+    def log_evaluation(self, step: int, metrics: Mapping[str, float | None], table: str) -> None:
+        """Record an evaluation: `EvaluationResult.metrics()` and `.table()`."""
+
+    def log_pictures(self, step: int, pictures: Sequence[Picture]) -> None:
+        """Record predictions as pictures; those of an earlier step with the same name are replaced on disk."""
+
+    def track_images(self, total: int) -> Callable[[int], None] | None:
+        """A callback for `predict_images(progress=...)` over this rank's `total` images."""
+        return None
+
+    def close(self, status: str) -> None:
+        """End the records; a status other than `done` marks the wandb run as failed."""
+
+
+class MainTracker(Tracker):
+    """The main rank's tracker; it owns what it is built from.
+
+    Args:
+        work_dir: Folder of the run; pictures go to its `predictions`.
+        metrics: Receives every row.
+        console: Shows every row.
+        wandb_run: None where wandb is off.
+        log_interval: Steps between rows that are recorded, besides the first and the last.
+        total_steps: Last step of the run.
+        class_names: In the order of the class ids.
+        palette: RGB colour of each class.
+    """
+
+    def __init__(
+        self,
+        work_dir: Path,
+        metrics: MetricsLog,
+        console: Console,
+        wandb_run: WandbRun | None,
+        *,
+        log_interval: int,
+        total_steps: int,
+        class_names: Sequence[str],
+        palette: Palette,
+    ) -> None:
+        self._work_dir = work_dir
+        self._metrics = metrics
+        self._console = console
+        self._wandb = wandb_run
+        self._log_interval = log_interval
+        self._total_steps = total_steps
+        self._class_names = class_names
+        self._palette = palette
+
+    def info(self, text: str) -> None:
+        """Print a message."""
+        self._console.info(text)
+
+    def warn(self, text: str) -> None:
+        """Print a message that wants attention."""
+        self._console.warn(text)
+
+    def log_step(self, row: Mapping[str, Any]) -> None:
+        """Record a step if it is the first, the last or one of every `log_interval`."""
+        step = row["step"]
+        if step % self._log_interval and step not in (1, self._total_steps):
+            return
+        self._metrics.append(row)
+        self._console.log_step(row)
+        if self._wandb is not None:
+            self._wandb.log_step(row)
+
+    def log_evaluation(self, step: int, metrics: Mapping[str, float | None], table: str) -> None:
+        """Record an evaluation and print its table."""
+        self._metrics.append({"step": step, **metrics})
+        self._console.log_evaluation(step, metrics, table)
+        if self._wandb is not None:
+            self._wandb.log_evaluation(step, metrics)
+
+    def log_pictures(self, step: int, pictures: Sequence[Picture]) -> None:
+        """Write `predictions/<name>.png` comparisons and send the pictures to wandb."""
+        for name, image_HW3, prediction_HW, label_HW in pictures:
+            comparison_HW3 = draw_comparison(image_HW3, prediction_HW, label_HW, self._palette, self._class_names)
+            save_picture(comparison_HW3, self._work_dir / "predictions" / f"{Path(name).stem}.png")
+        if self._wandb is not None:
+            self._wandb.log_pictures(step, pictures, self._class_names)
+
+    def track_images(self, total: int) -> Callable[[int], None] | None:
+        """A callback that shows how many images are evaluated."""
+        return self._console.track_images(total)
+
+    def close(self, status: str) -> None:
+        """Close the files, the bar and the wandb run."""
+        self._metrics.close()
+        self._console.close()
+        if self._wandb is not None:
+            self._wandb.finish(failed=status != "done")
+
+
+def build_tracker(
+    work_dir: str | os.PathLike[str],
+    *,
+    is_main: bool,
+    total_steps: int,
+    log_interval: int,
+    wandb_settings: WandbSettings,
+    resume_step: int,
+    run_config: Mapping[str, Any],
+    class_names: Sequence[str],
+    palette: Palette,
+) -> Tracker:
+    """Build the tracker of this rank.
+
+    Args:
+        work_dir: Folder of the run.
+        is_main: Whether this is global rank 0; the others get a tracker that does nothing.
+        total_steps: Last step of the run.
+        log_interval: Steps between recorded rows, at least 1.
+        wandb_settings: See there.
+        resume_step: Step that the run resumes from; 0 for a fresh one.
+        run_config: Shown in wandb.
+        class_names: In the order of the class ids.
+        palette: RGB colour of each class.
+    """
+    if not is_main:
+        return Tracker()
+    console = Console(total_steps, resume_step)
+    metrics = MetricsLog(Path(work_dir) / "metrics.jsonl", resume_step)
+    wandb_run = start_wandb(
+        work_dir, wandb_settings, run_config, resumed=resume_step > 0, info=console.info, warn=console.warn
+    )
+    return MainTracker(
+        Path(work_dir),
+        metrics,
+        console,
+        wandb_run,
+        log_interval=log_interval,
+        total_steps=total_steps,
+        class_names=class_names,
+        palette=palette,
+    )

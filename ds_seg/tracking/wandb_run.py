@@ -1,0 +1,207 @@
+"""Weights & Biases: one run on global rank 0 that may fail without the training noticing."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+import numpy as np
+
+from ds_seg.evaluation.pictures import Picture
+from ds_seg.tracking.files import to_json_value, write_text_atomic
+
+if TYPE_CHECKING:
+    import wandb
+
+_IGNORED_ID = 255
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """How a run appears in wandb; the environment's WANDB_* variables hold as everywhere.
+
+    Attributes:
+        enabled: False leaves wandb out, as WANDB_MODE=disabled does.
+        project: Name of the project.
+        name: Of the run; None lets wandb invent one.
+        tags: Labels of the run.
+        init_timeout_s: After which an unreachable server is given up for an offline run, seconds.
+    """
+
+    enabled: bool = True
+    project: str = "ds_seg"
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    init_timeout_s: float = 60.0
+
+
+class WandbRun:
+    """Sends rows, evaluations and pictures to a wandb run; an error is reported once and training goes on."""
+
+    def __init__(self, run: wandb.Run, warn: Callable[[str], None]) -> None:
+        self._run = run
+        self._warn = warn
+        self._warned = False
+        # Charts follow our own step: wandb's counter drops rows that go back, as a resume does.
+        self._attempt(lambda: [run.define_metric(group, step_metric="step") for group in ("train/*", "eval/*")])
+
+    def log_step(self, row: Mapping[str, Any]) -> None:
+        """Log a row of metrics.jsonl under `train/`."""
+        values = {f"train/{key}": value for key, value in row.items() if key != "step"}
+        self._log(row["step"], values)
+
+    def log_evaluation(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Log `eval/*` scalars and a table of the IoU by class."""
+        prefix = "eval/IoU/"
+
+        def send() -> None:
+            import wandb
+
+            classes = [[key[len(prefix) :], value] for key, value in metrics.items() if key.startswith(prefix)]
+            table = wandb.Table(columns=["class", "IoU"], data=classes)
+            self._run.log({"step": step, **_without_none(metrics), "eval/IoU_table": table})
+
+        self._attempt(send)
+
+    def log_pictures(self, step: int, pictures: Sequence[Picture], class_names: Sequence[str]) -> None:
+        """Log images with the prediction and the ground truth as masks that can be switched on and off."""
+        labels = dict(enumerate(class_names)) | {_IGNORED_ID: "ignored"}
+
+        def send() -> None:
+            import wandb
+
+            images = []
+            for name, image_HW3, prediction_HW, label_HW in pictures:
+                masks = {"prediction": {"mask_data": prediction_HW.astype(np.uint8), "class_labels": labels}}
+                if label_HW is not None:
+                    masks["ground_truth"] = {"mask_data": label_HW.astype(np.uint8), "class_labels": labels}
+                images.append(wandb.Image(image_HW3, masks=masks, caption=name))
+            self._run.log({"step": step, "eval/predictions": images})
+
+        self._attempt(send)
+
+    def finish(self, failed: bool) -> None:
+        """End the run; the server shows it as failed or finished."""
+        self._attempt(lambda: self._run.finish(exit_code=int(failed)))
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
+        self._attempt(lambda: self._run.log({"step": step, **_without_none(values)}))
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:  # wandb raises many unrelated kinds, and a run must outlive its tracking
+            if not self._warned:
+                self._warn(
+                    f"wandb failed ({type(error).__name__}: {error}). Training goes on; metrics.jsonl is complete."
+                )
+            self._warned = True
+
+
+def start_wandb(
+    work_dir: str | os.PathLike[str],
+    settings: WandbSettings,
+    run_config: Mapping[str, Any],
+    *,
+    resumed: bool,
+    info: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> WandbRun | None:
+    """Open this work dir's wandb run: online with a key and a network, else offline.
+
+    Args:
+        work_dir: Where wandb keeps its files, and where the run's id is remembered for a resume.
+        settings: See there. WANDB_MODE in the environment decides before the presence of a key.
+        run_config: Shown as the run's config.
+        resumed: Continue the run whose id is in work_dir.
+        info: Prints the line that says where the run is.
+        warn: Prints what went wrong, at most once for starting and once for logging.
+
+    Returns:
+        The run, or None if it is switched off or could not be started at all.
+    """
+    wanted = os.environ.get("WANDB_MODE", "")
+    if not settings.enabled or wanted == "disabled":
+        return None
+    try:
+        import wandb
+
+        mode = _choose_mode(wandb.setup().settings, wanted, warn)
+        run_id = _load_or_make_id(Path(work_dir), resumed, wandb.util.generate_id)
+        try:
+            run = _init(work_dir, settings, run_config, run_id, mode)
+        except wandb.Error as error:
+            if mode == "offline":
+                raise
+            warn(f"wandb could not go online ({error}); recording offline.")
+            wandb.teardown()  # the service process still holds the run's id
+            run = _init(work_dir, settings, run_config, run_id, "offline")
+    except Exception as error:  # as in WandbRun._attempt
+        warn(f"wandb could not be started ({type(error).__name__}: {error}). Training goes on without it.")
+        return None
+    folder = run.settings.sync_dir
+    info(f"wandb offline: upload with  wandb sync {folder}" if run.offline else f"wandb online: {run.url}  ({folder})")
+    return WandbRun(run, warn)
+
+
+def _choose_mode(settings: wandb.Settings, wanted: str, warn: Callable[[str], None]) -> str:
+    if wanted in ("offline", "dryrun"):
+        return "offline"
+    if _has_credentials(settings):
+        return "online"
+    if wanted == "online":  # wandb would ask for a key on the terminal and wait
+        warn("WANDB_MODE is online but no wandb API key is configured; recording offline. Run `wandb login` once.")
+    return "offline"
+
+
+def _has_credentials(settings: wandb.Settings) -> bool:
+    """Whether a key is in the environment, wandb's settings files or ~/.netrc; asks no server."""
+    if settings.api_key or getattr(settings, "identity_token_file", None):
+        return True
+    try:
+        return (
+            netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(settings.base_url).hostname or "") is not None
+        )
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _load_or_make_id(work_dir: Path, resumed: bool, generate_id: Callable[[], str]) -> str:
+    path = work_dir / "wandb_run_id"
+    if resumed and path.exists():
+        return path.read_text(encoding="utf-8").strip()
+    run_id = generate_id()
+    write_text_atomic(path, run_id + "\n")
+    return run_id
+
+
+def _init(
+    work_dir: str | os.PathLike[str], settings: WandbSettings, run_config: Mapping[str, Any], run_id: str, mode: str
+) -> wandb.Run:
+    import wandb
+
+    quiet: dict[str, Any] = {"init_timeout": settings.init_timeout_s}
+    if "WANDB_SILENT" not in os.environ:
+        quiet["silent"] = True
+    if "WANDB_CONSOLE" not in os.environ:
+        quiet["console"] = "off"  # wandb's capture of standard output tears progress bars
+    return wandb.init(
+        project=os.environ.get("WANDB_PROJECT", settings.project),
+        name=settings.name,
+        tags=list(settings.tags),
+        dir=os.fspath(work_dir),
+        id=run_id,
+        resume="allow",
+        mode="offline" if mode == "offline" else "online",
+        config=to_json_value(run_config),
+        settings=wandb.Settings(**quiet),
+    )
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

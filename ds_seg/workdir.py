@@ -1,0 +1,90 @@
+"""A run's work dir: what is put there before training, and what an earlier run left there."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from ds_seg import distributed
+from ds_seg.checkpoint import find_resume_point
+from ds_seg.checkpoint.store import checkpoints_folder
+from ds_seg.config import RunConfig
+from ds_seg.errors import UserError
+from ds_seg.tracking.summary import write_json_atomic
+
+_PACKAGES = ("torch", "deepspeed", "mmcv-full", "mmsegmentation", "wandb", "numpy", "opencv-python")
+_OUTPUTS = ("checkpoints", "metrics.jsonl", "summary.json", "report.html", "predictions", "wandb_run_id")
+
+
+def open_work_dir(run: RunConfig) -> Path | None:
+    """Prepare the work dir and find the checkpoint to resume from; a collective over all ranks.
+
+    A run that does not resume moves the outputs of an earlier one to `earlier-N`, so that nothing is lost
+    and nothing of it can be mistaken for this run's.
+
+    Returns:
+        The checkpoint to resume from, or None for a run that starts anew.
+
+    Raises:
+        CheckpointError: `--resume TAG` names no complete checkpoint.
+        UserError: the work dir can't be written.
+    """
+
+    def prepare() -> Path | None:
+        if not distributed.is_main():
+            return None
+        resume_from = find_resume_point(run.work_dir, run.resume) if run.resume else None
+        try:
+            checkpoints_folder(run.work_dir).mkdir(parents=True, exist_ok=True)
+            if resume_from is None:
+                _set_earlier_run_aside(run.work_dir)
+            _write_description(run)
+        except OSError as error:
+            raise UserError(f"Work dir {run.work_dir} can't be written: {error}. Choose another --work-dir.") from error
+        return resume_from
+
+    return distributed.broadcast_object(distributed.agree(prepare))
+
+
+def _set_earlier_run_aside(work_dir: Path) -> None:
+    outputs = [work_dir / name for name in _OUTPUTS if (work_dir / name).exists()]
+    if not any(path.is_file() or any(path.iterdir()) for path in outputs):
+        return
+    number = 1
+    while (aside := work_dir / f"earlier-{number}").exists():
+        number += 1
+    aside.mkdir()
+    for path in outputs:
+        path.rename(aside / path.name)
+    print(f"moved the outputs of an earlier run to {aside} (--resume auto would have gone on with it)")
+    checkpoints_folder(work_dir).mkdir()
+
+
+def _write_description(run: RunConfig) -> None:
+    temporary = run.work_dir / ".config.py.tmp"
+    temporary.write_text(run.mmseg.pretty_text, encoding="utf-8")
+    temporary.replace(run.work_dir / "config.py")
+    write_json_atomic(run.work_dir / "deepspeed.json", run.deepspeed)
+    write_json_atomic(run.work_dir / "environment.json", describe_environment(run))
+
+
+def describe_environment(run: RunConfig) -> dict[str, object]:
+    """Versions, hardware and command line: what someone needs who wants the same figures."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "command": " ".join(sys.argv),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "world_size": run.world_size,
+        "backend": distributed.backend(),
+        "seed": run.seed,
+        "packages": {name: version(name) for name in _PACKAGES},
+    }

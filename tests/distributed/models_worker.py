@@ -1,0 +1,277 @@
+"""Checks of ds_seg.models that need two processes: run by torchrun, measures, and leaves the judging to pytest.
+
+torchrun --standalone --nproc_per_node 2 tests/distributed/models_worker.py OUT_FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ds_seg import distributed
+from ds_seg.errors import ConfigError, WeightsError
+from ds_seg.models import FCNHead, InternViT, SyncBatchNorm, build_heads, load_backbone_weights
+
+TINY = dict(
+    embed_dim=32, num_heads=2, depth=2, patch_size=4, img_size=16, out_indices=[0, 1], init_values=0.1, with_cp=True
+)
+OUT = Path(sys.argv[1])
+RANK = distributed.rank()
+
+
+def zero_config(bf16: bool = False) -> dict:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+        "bf16": {"enabled": bf16},
+    }
+
+
+def build_partitioned(bf16: bool = False, **overrides) -> InternViT:
+    with deepspeed.zero.Init(config_dict_or_path=zero_config(bf16)):
+        return InternViT(**{**TINY, **overrides})
+
+
+def save_plain(name: str, **overrides) -> tuple[InternViT, Path]:
+    """The same random plain model on every rank, saved once."""
+    torch.manual_seed(7)
+    plain = InternViT(**{**TINY, **overrides})
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    path = OUT / name
+    if distributed.is_main():
+        torch.save({"state_dict": {f"backbone.{k}": v for k, v in plain.state_dict().items()}}, path)
+    distributed.barrier()
+    return plain, path
+
+
+def collect_full(model: nn.Module) -> dict[str, torch.Tensor]:
+    full = {}
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            full[name] = parameter.detach().clone()
+    return full
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a.detach().double() - b.detach().double()).abs().max().item()
+
+
+def compare_norms(make, shapes: list[tuple[int, ...]], momentum: float | None) -> dict[str, float]:
+    """Distance of a norm run on two ranks from BatchNorm over everything in one process, over two steps."""
+    torch.manual_seed(0)
+    channels = shapes[0][1]
+    weight, bias = torch.rand(channels) + 0.5, torch.randn(channels)
+    whole = nn.BatchNorm1d(channels, momentum=momentum)
+    ours = make(channels, momentum=momentum)
+    with torch.no_grad():
+        for norm in (whole, ours):
+            norm.weight.copy_(weight)
+            norm.bias.copy_(bias)
+    far = dict.fromkeys(("output", "input_grad", "weight_grad", "bias_grad", "running_mean", "running_var"), 0.0)
+    for _ in range(2):
+        inputs = [torch.randn(shape) * 3 + 5 for shape in shapes]
+        factors = [torch.randn(shape) for shape in shapes]
+        flat = [x.movedim(1, 0).reshape(1, channels, -1) for x in inputs]
+        joined = torch.cat(flat, dim=2).requires_grad_()
+        lengths = [x.shape[2] for x in flat]
+        expected = whole(joined)
+        (expected * torch.cat([f.movedim(1, 0).reshape(1, channels, -1) for f in factors], dim=2)).sum().backward()
+        mine = inputs[RANK].clone().requires_grad_()
+        got = ours(mine)
+        (got * factors[RANK]).sum().backward()
+
+        def here(tensor):
+            return tensor.split(lengths, dim=2)[RANK]  # noqa: B023
+
+        def flatten(tensor):
+            return tensor.movedim(1, 0).reshape(1, channels, -1)
+
+        step = {
+            "output": difference(flatten(got), here(expected)),
+            "input_grad": difference(flatten(mine.grad), here(joined.grad)),
+            "weight_grad": difference(distributed.reduce_sum(ours.weight.grad.clone()), whole.weight.grad),
+            "bias_grad": difference(distributed.reduce_sum(ours.bias.grad.clone()), whole.bias.grad),
+            "running_mean": difference(ours.running_mean, whole.running_mean),
+            "running_var": difference(ours.running_var, whole.running_var),
+        }
+        far = {key: max(far[key], value) for key, value in step.items()}
+        for norm in (whole, ours):
+            norm.zero_grad()
+    ours.eval()
+    whole.eval()
+    sample = torch.randn(2, channels, 3, 3)
+    far["eval"] = difference(ours(sample), whole(sample.flatten(2)).view_as(sample))
+    assert int(ours.num_batches_tracked) == 2
+    return far
+
+
+def check_sync_batchnorm() -> dict:
+    equal = [(2, 5, 4, 6), (2, 5, 4, 6)]
+    unequal = [(3, 5, 4, 6), (1, 5, 7, 2)]
+    return {
+        "equal": compare_norms(SyncBatchNorm, equal, 0.1),
+        "unequal": compare_norms(SyncBatchNorm, unequal, 0.1),
+        "cumulative": compare_norms(SyncBatchNorm, unequal, None),
+        "per_rank": compare_norms(nn.BatchNorm2d, equal, 0.1),
+    }
+
+
+def check_sync_batchnorm_corners() -> dict:
+    norm = SyncBatchNorm(4, affine=False, track_running_stats=False)
+    out = norm(torch.randn(2, 4, 3, dtype=torch.bfloat16) * 2 + 1)
+    total = distributed.reduce_sum(out.float().sum((0, 2)))
+    empty = SyncBatchNorm(2)
+    try:
+        empty(torch.randn(1 if RANK == 0 else 0, 2, 1))
+        message = "no error"
+    except ValueError as error:
+        message = str(error)
+    return {"dtype": str(out.dtype), "mean": float(total.abs().max()) / 12, "too_few": message}
+
+
+def check_zero_init() -> dict:
+    torch.manual_seed(100 + RANK)  # ranks disagree: DeepSpeed hands out rank 0's values
+    model = build_partitioned(bf16=True, with_fpn=True, out_indices=[0, 1, 2, 3], depth=4)
+    held = sum(p.numel() for p in model.parameters())
+    full = collect_full(model)
+    same = distributed.gather_objects({k: v.float().sum().item() for k, v in full.items()})
+    drawn = [k for k in full if k in ("cls_token", "pos_embed") or k.endswith(("qkv.weight", "proj.weight"))]
+    return {
+        "all_partitioned": all(hasattr(p, "ds_id") for p in model.parameters()),
+        "held_whole": held,
+        "dtypes": sorted({str(p.dtype) for p in model.parameters()}),
+        "model_dtype": str(model.dtype),
+        "same_on_ranks": same[0] == same[1],
+        "std": {k: full[k].float().std().item() for k in drawn},
+        "biases": max(full[k].abs().max().item() for k in full if k.endswith("bias")),
+        "gamma": full["blocks.0.ls1.gamma"].float().unique().tolist(),
+        "norm": full["blocks.0.norm1.weight"].float().unique().tolist(),
+    }
+
+
+def check_head_in_zero_init() -> dict:
+    try:
+        with deepspeed.zero.Init(config_dict_or_path=zero_config(bf16=True)):
+            FCNHead(num_convs=0, in_channels=8, channels=8, num_classes=3, with_norm=True)
+    except ConfigError as error:
+        return {"message": str(error)}
+    return {"message": "no error"}
+
+
+def check_load_partitioned() -> dict:
+    plain, path = save_plain("load.pth")
+    model = build_partitioned()
+    lines: list[str] = []
+    report = load_backbone_weights(model, path if RANK == 0 else OUT / "nobody_reads_this.pth", log=lines.append)
+    full = collect_full(model)
+    logged = distributed.gather_objects(len(lines))
+    return {
+        "far": max(difference(full[k], v) for k, v in plain.state_dict().items()),
+        "held_whole": sum(p.numel() for p in model.parameters()),
+        "tensors": report.tensors,
+        "logged": logged,
+        "missing": report.missing,
+    }
+
+
+def check_load_resized() -> dict:
+    plain, path = save_plain("resized.pth")
+    model, other = build_partitioned(img_size=24), InternViT(**{**TINY, "img_size": 24})
+    report = load_backbone_weights(model, path, log=lambda _: None)
+    plain_report = load_backbone_weights(other, path, log=lambda _: None)
+    return {
+        "far": difference(collect_full(model)["pos_embed"], other.pos_embed),
+        "changed": difference(other.pos_embed[:, 1:].mean(1), plain.pos_embed[:, 1:].mean(1)),
+        "sides": report.resized_positions,
+        "same_report": report == plain_report,
+    }
+
+
+def check_load_errors() -> dict:
+    _, path = save_plain("deep.pth", depth=3)
+    messages = {}
+    for name, target in (("missing", OUT / "absent.pth"), ("other_model", path)):
+        model = build_partitioned()
+        try:
+            load_backbone_weights(model, target, log=lambda _: None)
+            message = "no error"
+        except WeightsError as error:
+            message = str(error)
+        messages[name] = distributed.gather_objects(message)
+    return messages
+
+
+def check_sharded_equals_plain() -> dict:
+    """Features and gradients of the sharded model against the plain one, on a grid that needs interpolation."""
+    overrides = dict(drop_path_rate=0.3, depth=4, out_indices=[1, 3])
+    _, path = save_plain("equal.pth", **overrides)
+    plain = InternViT(**{**TINY, **overrides, "with_cp": False})
+    load_backbone_weights(plain, path, log=lambda _: None)
+    model = build_partitioned(**overrides)
+    load_backbone_weights(model, path, log=lambda _: None)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=zero_config())
+    torch.manual_seed(11)
+    images, seeds = (
+        torch.randn(2, 3, 24, 16),
+        [28, 29],
+    )  # of the 16 branches these leave out 3, and in no block all of a branch
+    mine = engine(images[RANK : RANK + 1], sample_seeds=seeds[RANK : RANK + 1])
+    expected = plain(images, sample_seeds=seeds)
+    factor = [torch.randn_like(f) for f in expected]
+    engine.backward(sum((f * w[RANK : RANK + 1]).sum() for f, w in zip(mine, factor)))  # noqa: B905
+    (sum((f * w).sum() for f, w in zip(expected, factor)) / 2).backward()  # noqa: B905
+    features = max(difference(f, e[RANK : RANK + 1]) for f, e in zip(mine, expected))  # noqa: B905
+    gradients, scale = {}, {}
+    for (name, parameter), reference in zip(engine.module.named_parameters(), plain.parameters()):  # noqa: B905
+        gradients[name] = difference(deepspeed.utils.safe_get_full_grad(parameter), reference.grad)
+        scale[name] = float(reference.grad.abs().max())
+    return {"features": features, "gradients": gradients, "scale": scale}
+
+
+def check_heads_under_ddp() -> dict:
+    torch.manual_seed(RANK)
+    head = dict(
+        type="FCNHead", in_channels=8, channels=8, num_convs=0, num_classes=3, with_norm=True, dropout_ratio=0.0
+    )
+    heads = build_heads(dict(decode_head=head, auxiliary_head=dict(head, with_norm=False, in_index=0)))
+    ddp = DistributedDataParallel(heads)
+    optimizer = torch.optim.AdamW(heads.parameters(), lr=0.1)
+    for _ in range(2):
+        features = [torch.randn(1 + RANK, 8, 4, 4, requires_grad=True) for _ in range(2)]
+        entries = ddp(features, [], torch.randint(0, 3, (1 + RANK, 1, 8, 8)))
+        sum(value for name, value in entries.items() if "loss" in name).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    sums = {k: v.double().sum().item() for k, v in heads.state_dict().items()}
+    gathered = distributed.gather_objects(sums)
+    return {"identical": gathered[0] == gathered[1], "entries": sorted(entries)}
+
+
+def main() -> None:
+    distributed.initialize()
+    checks = {name: check for name, check in globals().items() if name.startswith("check_")}
+    results = {name: check() for name, check in checks.items()}
+    gathered = distributed.gather_objects(results)
+    if distributed.is_main():
+        (OUT / "results.json").write_text(json.dumps(gathered))
+    dist.barrier()
+    distributed.shutdown()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BaseException:
+        traceback.print_exc()
+        raise
