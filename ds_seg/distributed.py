@@ -9,7 +9,9 @@ never makes the others wait: `claim_failure_report` lets exactly one rank print.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import io
 import os
 import socket
 from collections.abc import Callable
@@ -79,7 +81,8 @@ def initialize() -> None:
     )
     import deepspeed.comm
 
-    deepspeed.comm.init_distributed(backend(), verbose=False, dist_init_required=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # every rank would report that a helper was built
+        deepspeed.comm.init_distributed(backend(), verbose=False, dist_init_required=False)
 
 
 def shutdown() -> None:

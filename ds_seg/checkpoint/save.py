@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from deepspeed.zero import GatheredParameters
+from deepspeed.runtime.zero import GatheredParameters
 from safetensors.torch import save_file
 
 from ds_seg import distributed

@@ -60,8 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _open_images(config: RunConfig, paths: list[Path]) -> ImageFiles:
-    from ds_seg.data.build import find_classes
-    from ds_seg.data.images import ImageFiles
+    from ds_seg.data.images import ImageFiles, find_classes
 
     section = config.data.get("test") or config.data.val
     classes, palette = find_classes(section)

@@ -58,7 +58,7 @@ def resolve_deepspeed(
         world_size: number of processes.
         faults: gets a message for each contradiction.
     """
-    faults.check_keys("deepspeed", given, _KNOWN_KEYS)
+    faults.section("deepspeed", given, _KNOWN_KEYS)
     resolved = dict(given)
     _check_owned_by_run(given, faults)
     _check_zero(given.get("zero_optimization"), faults)

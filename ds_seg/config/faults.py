@@ -26,12 +26,18 @@ class Faults:
         """Note one fault of `field`."""
         self.messages.append(f"{field}: {message}")
 
-    def check_keys(self, field: str, section: Mapping[str, Any], known: Iterable[str]) -> None:
-        """Note every key of `section` that is not in `known`."""
+    def section(self, field: str, value: Any, known: Iterable[str]) -> Mapping[str, Any]:
+        """`value` as a dict (None counts as an empty one), with a fault for every key that is not in `known`."""
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            self.add(field, f"got {value!r}, want a dict.")
+            return {}
         known = list(known)
-        for key in section:
+        for key in value:
             if key not in known:
                 self.add(f"{field}.{key}", f"unknown key.{suggest(key, known)} Known here: {', '.join(sorted(known))}.")
+        return value
 
     def number(
         self, field: str, section: Mapping[str, Any], default: float, *, minimum: float, maximum: float = float("inf")

@@ -66,7 +66,7 @@ def read_config_file(path: Path, overrides: Mapping[str, Any]) -> Config:
     faults.raise_if_any()
     try:
         config.merge_from_dict(dict(overrides))
-    except (KeyError, TypeError, ValueError, AssertionError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AssertionError, IndexError, AttributeError) as error:
         raise ConfigError(f"--cfg-options {' '.join(overrides)} don't fit {path}: {error}") from error
     return config
 

@@ -127,10 +127,10 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
     faults.raise_if_any()
     _check_model(config.model, faults)
     _check_data(config, faults)
-    clip_norm, cumulative_iters = read_optimizer_config(config.get("optimizer_config") or {}, faults)
+    clip_norm, cumulative_iters = read_optimizer_config(config.get("optimizer_config"), faults)
     micro_batch = faults.integer("data.samples_per_gpu", config.data, 1, minimum=1)
     accumulation_steps = _accumulation(config, micro_batch, cumulative_iters, world_size, faults)
-    log_interval_steps, wandb = read_log_config(config.get("log_config") or {}, faults)
+    log_interval_steps, wandb = read_log_config(config.get("log_config"), faults)
     deepspeed_path = options.deepspeed_config or config.get("deepspeed_config")
     deepspeed = resolve_deepspeed(
         load_deepspeed_json(Path(deepspeed_path or DEFAULT_DEEPSPEED_JSON)),
@@ -149,7 +149,7 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         micro_batch=micro_batch,
         accumulation_steps=accumulation_steps,
         optimizer=read_optimizer(config.optimizer, int(config.model.backbone.get("depth", 48)), faults),
-        schedule=read_schedule(config.get("lr_config") or {}, config.runner, faults),
+        schedule=read_schedule(config.get("lr_config"), config.runner, faults),
         clip_norm=clip_norm,
         max_skipped_steps=faults.integer("max_skipped_steps", config, 5, minimum=1),
         log_interval_steps=log_interval_steps,
@@ -187,12 +187,11 @@ def _accumulation(config: Config, micro_batch: int, cumulative_iters: int, world
 
 
 def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:
-    max_steps = int(config.runner.get("max_iters", 1))
-    evaluation, checkpoint = config.get("evaluation") or {}, config.get("checkpoint_config") or {}
-    faults.check_keys(
-        "evaluation", evaluation, ("interval", "metric", "save_best", "pre_eval", "by_epoch", "window_batch", "rule")
-    )
-    faults.check_keys("checkpoint_config", checkpoint, ("interval", "by_epoch", "max_keep_ckpts", "save_last"))
+    max_steps = config.runner.get("max_iters", 1)
+    known = ("interval", "metric", "save_best", "pre_eval", "by_epoch", "window_batch")
+    evaluation = faults.section("evaluation", config.get("evaluation"), known)
+    known = ("interval", "by_epoch", "max_keep_ckpts")
+    checkpoint = faults.section("checkpoint_config", config.get("checkpoint_config"), known)
     for name, section in (("evaluation", evaluation), ("checkpoint_config", checkpoint)):
         if section.get("by_epoch", False):
             faults.add(f"{name}.by_epoch", "got True; intervals are in iterations here, so it must be False.")
@@ -212,7 +211,7 @@ def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:
 
 def _check_model(model: Mapping[str, Any], faults: Faults) -> None:
     known = ("type", "pretrained", "backbone", "decode_head", "auxiliary_head", "train_cfg", "test_cfg", "init_cfg")
-    faults.check_keys("model", model, known)
+    faults.section("model", model, known)
     if model.get("type") != "EncoderDecoder":
         faults.add("model.type", f"got {model.get('type')!r}, want 'EncoderDecoder'.")
     for part in ("backbone", "decode_head"):
@@ -232,7 +231,7 @@ def _check_model(model: Mapping[str, Any], faults: Faults) -> None:
 
 def _check_data(config: Config, faults: Faults) -> None:
     data = config.data
-    faults.check_keys("data", data, ("samples_per_gpu", "workers_per_gpu", "train", "val", "test"))
+    faults.section("data", data, ("samples_per_gpu", "workers_per_gpu", "train", "val", "test"))
     for role in ("train", "val"):
         if not isinstance(data.get(role), Mapping):
             faults.add(f"data.{role}", "missing; give the MMSeg dataset that this role reads.")

@@ -46,11 +46,10 @@ class WandbSettings:
     init_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_optimizer(section: Mapping[str, Any], depth: int, faults: Faults) -> OptimizerSettings:
+def read_optimizer(given: Any, depth: int, faults: Faults) -> OptimizerSettings:
     """The `optimizer` section; `depth` is the number of the backbone's blocks."""
-    faults.check_keys(
-        "optimizer", section, ("type", "lr", "betas", "eps", "weight_decay", "constructor", "paramwise_cfg")
-    )
+    known = ("type", "lr", "betas", "eps", "weight_decay", "constructor", "paramwise_cfg")
+    section = faults.section("optimizer", given, known)
     if section.get("type", "AdamW") != "AdamW":
         faults.add("optimizer.type", f"got {section['type']!r}; both engines run 'AdamW'.")
     constructor = section.get("constructor") or DEFAULT_CONSTRUCTOR
@@ -59,10 +58,13 @@ def read_optimizer(section: Mapping[str, Any], depth: int, faults: Faults) -> Op
             "optimizer.constructor", f"got {constructor!r}, want {LAYER_DECAY_CONSTRUCTOR} or {DEFAULT_CONSTRUCTOR}."
         )
     betas = section.get("betas", (0.9, 0.999))
-    if not (isinstance(betas, (tuple, list)) and len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
+    if not (isinstance(betas, (tuple, list)) and len(betas) == 2 and all(_is_fraction(beta) for beta in betas)):
         faults.add("optimizer.betas", f"got {betas!r}, want two numbers from 0 up to below 1.")
         betas = (0.9, 0.999)
-    paramwise = section.get("paramwise_cfg") or {}
+    known = ("custom_keys", "decay_embeddings")
+    if constructor == LAYER_DECAY_CONSTRUCTOR:
+        known += ("num_layers", "layer_decay_rate")
+    paramwise = faults.section("optimizer.paramwise_cfg", section.get("paramwise_cfg"), known)
     return OptimizerSettings(
         lr=faults.number("optimizer.lr", section, 1e-4, minimum=0.0),
         betas=(float(betas[0]), float(betas[1])),
@@ -70,15 +72,11 @@ def read_optimizer(section: Mapping[str, Any], depth: int, faults: Faults) -> Op
         weight_decay=faults.number("optimizer.weight_decay", section, 0.0, minimum=0.0),
         layer_decay_rate=_read_layer_decay(constructor, paramwise, depth, faults),
         decay_embeddings=bool(paramwise.get("decay_embeddings", False)),
-        multipliers=_read_multipliers(paramwise.get("custom_keys") or {}, faults),
+        multipliers=_read_multipliers(paramwise.get("custom_keys"), faults),
     )
 
 
 def _read_layer_decay(constructor: str, paramwise: Mapping[str, Any], depth: int, faults: Faults) -> float | None:
-    known = ["custom_keys", "decay_embeddings"]
-    if constructor == LAYER_DECAY_CONSTRUCTOR:
-        known += ["num_layers", "layer_decay_rate"]
-    faults.check_keys("optimizer.paramwise_cfg", paramwise, known)
     if constructor != LAYER_DECAY_CONSTRUCTOR:
         return None
     num_layers = paramwise.get("num_layers", depth)
@@ -88,11 +86,15 @@ def _read_layer_decay(constructor: str, paramwise: Mapping[str, Any], depth: int
     return float(rate)
 
 
-def _read_multipliers(custom_keys: Mapping[str, Any], faults: Faults) -> dict[str, tuple[float, float]]:
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < 1
+
+
+def _read_multipliers(given: Any, faults: Faults) -> dict[str, tuple[float, float]]:
     multipliers = {}
-    for key, factors in custom_keys.items():
+    for key, value in (given or {}).items():
         where = f"optimizer.paramwise_cfg.custom_keys.{key}"
-        faults.check_keys(where, factors, ("lr_mult", "decay_mult"))
+        factors = faults.section(where, value, ("lr_mult", "decay_mult"))
         multipliers[key] = (
             float(faults.number(f"{where}.lr_mult", factors, 1.0, minimum=0.0)),
             float(faults.number(f"{where}.decay_mult", factors, 1.0, minimum=0.0)),
@@ -100,31 +102,30 @@ def _read_multipliers(custom_keys: Mapping[str, Any], faults: Faults) -> dict[st
     return multipliers
 
 
-def read_optimizer_config(section: Mapping[str, Any], faults: Faults) -> tuple[float | None, int]:
+def read_optimizer_config(given: Any, faults: Faults) -> tuple[float | None, int]:
     """`optimizer_config` -> (largest joint gradient norm or None, accumulation steps)."""
-    faults.check_keys("optimizer_config", section, ("type", "grad_clip", "cumulative_iters"))
+    section = faults.section("optimizer_config", given, ("type", "grad_clip", "cumulative_iters"))
     hook = section.get("type", "OptimizerHook")
     if hook not in ("OptimizerHook", "GradientCumulativeOptimizerHook"):
         faults.add(
             "optimizer_config.type", f"got {hook!r}, want 'OptimizerHook' or 'GradientCumulativeOptimizerHook'."
         )
-    clip = section.get("grad_clip")
+    clip = faults.section("optimizer_config.grad_clip", section.get("grad_clip"), ("max_norm", "norm_type"))
     clip_norm = None
     if clip:
-        faults.check_keys("optimizer_config.grad_clip", clip, ("max_norm", "norm_type"))
         if clip.get("norm_type", 2) != 2:
             faults.add("optimizer_config.grad_clip.norm_type", f"got {clip['norm_type']!r}; the joint norm is the 2-norm.")
         clip_norm = float(faults.number("optimizer_config.grad_clip.max_norm", clip, 1.0, minimum=1e-12))
     return clip_norm, faults.integer("optimizer_config.cumulative_iters", section, 1, minimum=1)
 
 
-def read_schedule(lr_config: Mapping[str, Any], runner: Mapping[str, Any], faults: Faults) -> ScheduleSettings:
+def read_schedule(given_lr_config: Any, given_runner: Any, faults: Faults) -> ScheduleSettings:
     """`lr_config` and `runner`."""
-    faults.check_keys("runner", runner, ("type", "max_iters"))
+    runner = faults.section("runner", given_runner, ("type", "max_iters"))
     if runner.get("type", "IterBasedRunner") != "IterBasedRunner":
         faults.add("runner.type", f"got {runner['type']!r}, want 'IterBasedRunner' with max_iters.")
     known = ("policy", "power", "min_lr", "by_epoch", "warmup", "warmup_iters", "warmup_ratio", "warmup_by_epoch")
-    faults.check_keys("lr_config", lr_config, known)
+    lr_config = faults.section("lr_config", given_lr_config, known)
     if str(lr_config.get("policy", "poly")).lower() != "poly":
         faults.add("lr_config.policy", f"got {lr_config['policy']!r}, want 'poly'.")
     for flag in ("by_epoch", "warmup_by_epoch"):
@@ -143,16 +144,16 @@ def read_schedule(lr_config: Mapping[str, Any], runner: Mapping[str, Any], fault
     )
 
 
-def read_log_config(section: Mapping[str, Any], faults: Faults) -> tuple[int, WandbSettings]:
+def read_log_config(given: Any, faults: Faults) -> tuple[int, WandbSettings]:
     """`log_config` -> (steps between logged rows, wandb settings)."""
-    faults.check_keys("log_config", section, ("interval", "hooks"))
+    section = faults.section("log_config", given, ("interval", "hooks"))
     wandb = WandbSettings(enabled=False)
     for index, hook in enumerate(section.get("hooks") or []):
-        name = hook.get("type")
         where = f"log_config.hooks[{index}]"
+        fields = faults.section(where, hook, ("type", "init_kwargs", "interval", "by_epoch"))
+        name = fields.get("type")
         if name == "WandbLoggerHook":
-            faults.check_keys(where, hook, ("type", "init_kwargs", "interval", "by_epoch"))
-            wandb = WandbSettings(enabled=True, init_kwargs=dict(hook.get("init_kwargs") or {}))
+            wandb = WandbSettings(enabled=True, init_kwargs=dict(fields.get("init_kwargs") or {}))
         elif name != "TextLoggerHook":
             faults.add(where, f"got type {name!r}, want 'TextLoggerHook' or 'WandbLoggerHook'.")
     return faults.integer("log_config.interval", section, 50, minimum=1), wandb

@@ -76,7 +76,7 @@ def sample_paths(leaf: CustomDataset, index: int) -> tuple[str, str | None]:
     """Paths of the image and, where the dataset has annotations, of the annotation."""
     info = leaf.img_infos[index]
     join = leaf.file_client.join_path
-    annotation = str(join(leaf.ann_dir, info["ann"]["seg_map"])) if "ann" in info else None
+    annotation = None if leaf.ann_dir is None else str(join(leaf.ann_dir, info["ann"]["seg_map"]))
     return str(join(leaf.img_dir, info["filename"])), annotation
 
 

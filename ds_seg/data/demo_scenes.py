@@ -27,7 +27,7 @@ from mmseg.datasets import DATASETS, CustomDataset  # isort: skip
 
 STAMP_NAME = "demo_scenes.json"
 _FORMAT_VERSION = 1
-_BORDER_PX = 3
+_OUTLINE_PX = 3
 _SPLITS = ("training", "validation")
 
 SKY, GRASS, WATER, ROAD, BUILDING, TREE = range(1, 7)
@@ -114,7 +114,7 @@ class _Scene:
         self.label_HW[mask_HW] = class_id
         mask_u8 = mask_HW.astype(np.uint8)
         self.outline_HW[mask_HW] = 0
-        edge_HW = cv2.morphologyEx(mask_u8, cv2.MORPH_GRADIENT, np.ones((_BORDER_PX, _BORDER_PX), np.uint8))
+        edge_HW = cv2.morphologyEx(mask_u8, cv2.MORPH_GRADIENT, np.ones((_OUTLINE_PX, _OUTLINE_PX), np.uint8))
         self.outline_HW[edge_HW > 0] = 1
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
@@ -246,7 +246,8 @@ def write_demo_dataset(
 ) -> None:
     """Write the generated dataset under `root`, or leave it if it is there with the same parameters.
 
-    The folder appears complete or not at all: it is written beside `root` and then renamed.
+    The folder appears complete or not at all: it is written beside `root` and then renamed. One process
+    calls this at a time.
 
     Args:
         root: Folder to make; its parent is made too.
@@ -257,26 +258,41 @@ def write_demo_dataset(
         workers: Threads that draw.
 
     Raises:
-        DataError: `root` holds something that this function did not write.
+        DataError: `root` holds something that this function did not write, or can't be written.
     """
-    stamp = dict(version=_FORMAT_VERSION, train_images=train_images, val_images=val_images, size_px=size_px, seed=seed)
+    stamp = {
+        "version": _FORMAT_VERSION,
+        "train_images": train_images,
+        "val_images": val_images,
+        "size_px": size_px,
+        "seed": seed,
+    }
     if _read_stamp(root) == stamp:
         return
-    if root.exists() and any(root.iterdir()) and _read_stamp(root) is None:
+    if root.exists() and _read_stamp(root) is None and not (root.is_dir() and not any(root.iterdir())):
         raise DataError(
-            f"the demo dataset can't be written to {root}: the folder holds files that are not a demo dataset "
+            f"the demo dataset can't be written to {root}: something is there that is not a demo dataset "
             f"(it has no {STAMP_NAME}). Name an empty or a new folder."
         )
+    try:
+        _replace_folder(root, stamp, workers)
+    except OSError as error:
+        raise DataError(f"the demo dataset can't be written to {root}: {error}. Name another folder.") from error
+
+
+def _replace_folder(root: Path, stamp: dict[str, int], workers: int) -> None:
     partial = root.with_name(f"{root.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     for kind in ("images", "annotations"):
         for split in _SPLITS:
             (partial / kind / split).mkdir(parents=True)
-    jobs = [(0, index) for index in range(train_images)] + [(1, index) for index in range(val_images)]
+    jobs = [(0, index) for index in range(stamp["train_images"])]
+    jobs += [(1, index) for index in range(stamp["val_images"])]
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda job: _write_scene(partial, seed, job[0], job[1], size_px), jobs))
+        list(pool.map(lambda job: _write_scene(partial, stamp["seed"], job[0], job[1], stamp["size_px"]), jobs))
     (partial / STAMP_NAME).write_text(json.dumps(stamp))
-    shutil.rmtree(root, ignore_errors=True)
+    if root.exists():
+        shutil.rmtree(root)
     partial.rename(root)
 
 
@@ -288,5 +304,7 @@ def _read_stamp(root: Path) -> dict[str, int] | None:
 def _write_scene(root: Path, seed: int, split_index: int, scene_index: int, size_px: int) -> None:
     image_HW3, label_HW = draw_scene(seed, split_index, scene_index, size_px)
     split, name = _SPLITS[split_index], f"scene_{scene_index:05d}"
-    cv2.imwrite(str(root / "images" / split / f"{name}.jpg"), image_HW3, [cv2.IMWRITE_JPEG_QUALITY, 92])
-    cv2.imwrite(str(root / "annotations" / split / f"{name}.png"), label_HW)
+    _, jpeg = cv2.imencode(".jpg", image_HW3, [cv2.IMWRITE_JPEG_QUALITY, 92])
+    _, png = cv2.imencode(".png", label_HW)
+    (root / "images" / split / f"{name}.jpg").write_bytes(jpeg.tobytes())
+    (root / "annotations" / split / f"{name}.png").write_bytes(png.tobytes())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import ds_seg.openmmlab  # noqa: F401
 from ds_seg.data.lint import find_pair_faults
 from ds_seg.errors import DataError
 
-from mmseg.datasets import CustomDataset  # isort: skip
+from mmseg.datasets import DATASETS, CustomDataset  # isort: skip
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -74,3 +74,10 @@ def validate_images(dataset: ImageFiles) -> None:
     faults = [fault for index in range(len(dataset)) for fault in find_pair_faults(dataset, index, num_classes=256)]
     if faults:
         raise DataError("\n".join([f"{len(faults)} of {len(dataset)} images can't be used:", *faults]))
+
+
+def find_classes(section: Mapping[str, Any]) -> tuple[Sequence[str], Any]:
+    """Class names and palette of a dataset config, without opening its folders."""
+    dataset_class = DATASETS.get(section["type"])
+    names = section.get("classes") or dataset_class.CLASSES
+    return names, section.get("palette") or (dataset_class.PALETTE if "classes" not in section else None)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 import ds_seg.openmmlab  # noqa: F401
@@ -25,6 +25,7 @@ from mmseg.datasets import CustomDataset  # isort: skip
 
 _NAMED_AT_MOST = 5
 _EXIF_ORIENTATION = 0x0112
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
@@ -114,8 +115,8 @@ def _check_image(leaf: CustomDataset, path: str) -> tuple[tuple[int, int] | None
             end = _FILE_ENDS.get(image.format or "")
             if end is None or not content.endswith(end):
                 image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        return None, f"image {path}: truncated or not an image ({len(content)} bytes): {error}"
+    except _DECODER_ERRORS as error:
+        return None, _decoder_fault("image", path, content, error)
     return size_HW, None
 
 
@@ -125,14 +126,19 @@ def _read_annotation(leaf: CustomDataset, path: str) -> tuple[np.ndarray | None,
         return None, fault
     try:
         label = mmcv.imfrombytes(content, flag="unchanged", backend=leaf.gt_seg_map_loader.imdecode_backend)
-    except (OSError, SyntaxError, ValueError) as error:
-        return None, f"annotation {path}: truncated or not an image ({len(content)} bytes): {error}"
-    if label is None:
-        return None, f"annotation {path}: truncated or not an image ({len(content)} bytes)"
+    except _DECODER_ERRORS as error:
+        return None, _decoder_fault("annotation", path, content, error)
+    if label is None:  # OpenCV's way to say that it can't
+        return None, _decoder_fault("annotation", path, content, UnidentifiedImageError())
     label = label.squeeze()
     if label.ndim != 2:
         return None, f"annotation {path}: {label.shape[-1]} channels, but class ids take one"
     return label, None
+
+
+def _decoder_fault(kind: str, path: str, content: bytes, error: Exception) -> str:
+    reason = "not an image" if isinstance(error, UnidentifiedImageError) else f"truncated or damaged: {error}"
+    return f"{kind} {path} ({len(content)} bytes): {reason}"
 
 
 def _read_bytes(leaf: CustomDataset, path: str, kind: str) -> tuple[bytes | None, str | None]:

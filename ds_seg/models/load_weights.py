@@ -121,13 +121,13 @@ def load_backbone_weights(
 
 
 def summarise_names(names: Sequence[str], limit: int = 8) -> str:
-    """Say which tensors are meant, in one line: numbers in names are folded, long lists cut.
+    """Say which tensors are meant, in one line: layer numbers are folded, long lists cut.
 
     Args:
         names: tensor names.
         limit: folded names to show.
     """
-    folded = Counter(re.sub(r"\d+", "N", name) if re.search(r"\.\d+\.", name) else name for name in names)
+    folded = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "N", name) for name in names)
     shown = [f"{name} (x{count})" if count > 1 else name for name, count in folded.items()]
     rest = f", and {len(shown) - limit} more kinds" if len(shown) > limit else ""
     return ", ".join(shown[:limit]) + rest if shown else "none"

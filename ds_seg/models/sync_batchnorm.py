@@ -82,8 +82,10 @@ class SyncBatchNorm(_BatchNorm):
         Raises:
             ValueError: a single value a channel over all ranks in training: its variance is undefined.
         """
-        if input.device.type != "cpu" or not self._must_reduce():
+        if input.device.type != "cpu":
             return nn.SyncBatchNorm.forward(self, input)  # type: ignore[arg-type]
+        if not self._must_reduce():
+            return super().forward(input)
         self._check_input_dim(input)
         wide = input.to(torch.promote_types(input.dtype, torch.float32))
         dims = [0, *range(2, wide.dim())]

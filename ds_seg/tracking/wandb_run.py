@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import wandb
 
 _IGNORED_ID = 255
+_FINISH_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,14 @@ class WandbRun:
         self._warn = warn
         self._warned = False
         # Charts follow our own step: wandb's counter drops rows that go back, as a resume does.
-        self._attempt(lambda: [run.define_metric(group, step_metric="step") for group in ("train/*", "eval/*")])
+        self._attempt(
+            lambda: [run.define_metric(group, step_metric="step") for group in ("train/*", "eval/*", "predictions/*")]
+        )
 
     def log_step(self, row: Mapping[str, Any]) -> None:
         """Log a row of metrics.jsonl under `train/`."""
-        values = {f"train/{key}": value for key, value in row.items() if key != "step"}
-        self._log(row["step"], values)
+        values = {f"train/{key}": value for key, value in row.items() if key != "step" and value is not None}
+        self._attempt(lambda: self._run.log({"step": row["step"], **values}))
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Log `eval/*` scalars and a table of the IoU by class."""
@@ -63,34 +67,32 @@ class WandbRun:
             import wandb
 
             classes = [[key[len(prefix) :], value] for key, value in metrics.items() if key.startswith(prefix)]
+            scalars = {key: value for key, value in metrics.items() if value is not None}
             table = wandb.Table(columns=["class", "IoU"], data=classes)
-            self._run.log({"step": step, **_without_none(metrics), "eval/IoU_table": table})
+            self._run.log({"step": step, **scalars, "eval/IoU_table": table})
 
         self._attempt(send)
 
     def log_pictures(self, step: int, pictures: Sequence[Picture], class_names: Sequence[str]) -> None:
-        """Log images with the prediction and the ground truth as masks that can be switched on and off."""
+        """Log each image under `predictions/<name>`, with prediction and ground truth as masks to switch on and off."""
         labels = dict(enumerate(class_names)) | {_IGNORED_ID: "ignored"}
 
         def send() -> None:
             import wandb
 
-            images = []
+            images: dict[str, wandb.Image] = {}
             for name, image_HW3, prediction_HW, label_HW in pictures:
                 masks = {"prediction": {"mask_data": prediction_HW.astype(np.uint8), "class_labels": labels}}
                 if label_HW is not None:
                     masks["ground_truth"] = {"mask_data": label_HW.astype(np.uint8), "class_labels": labels}
-                images.append(wandb.Image(image_HW3, masks=masks, caption=name))
-            self._run.log({"step": step, "eval/predictions": images})
+                images[f"predictions/{Path(name).stem}"] = wandb.Image(image_HW3, masks=masks)
+            self._run.log({"step": step, **images})
 
         self._attempt(send)
 
     def finish(self, failed: bool) -> None:
         """End the run; the server shows it as failed or finished."""
         self._attempt(lambda: self._run.finish(exit_code=int(failed)))
-
-    def _log(self, step: int, values: Mapping[str, Any]) -> None:
-        self._attempt(lambda: self._run.log({"step": step, **_without_none(values)}))
 
     def _attempt(self, action: Callable[[], object]) -> None:
         try:
@@ -132,7 +134,7 @@ def start_wandb(
         import wandb
 
         mode = _choose_mode(wandb.setup().settings, wanted, warn)
-        run_id = _load_or_make_id(Path(work_dir), resumed, wandb.util.generate_id)
+        run_id = _load_or_make_id(Path(work_dir), resumed)
         try:
             run = _init(work_dir, settings, run_config, run_id, mode)
         except wandb.Error as error:
@@ -171,11 +173,11 @@ def _has_credentials(settings: wandb.Settings) -> bool:
         return False
 
 
-def _load_or_make_id(work_dir: Path, resumed: bool, generate_id: Callable[[], str]) -> str:
+def _load_or_make_id(work_dir: Path, resumed: bool) -> str:
     path = work_dir / "wandb_run_id"
     if resumed and path.exists():
         return path.read_text(encoding="utf-8").strip()
-    run_id = generate_id()
+    run_id = secrets.token_hex(4)
     write_text_atomic(path, run_id + "\n")
     return run_id
 
@@ -190,6 +192,8 @@ def _init(
         quiet["silent"] = True
     if "WANDB_CONSOLE" not in os.environ:
         quiet["console"] = "off"  # wandb's capture of standard output tears progress bars
+    if "WANDB_FINISH_TIMEOUT" not in os.environ and "finish_timeout" in wandb.Settings.model_fields:
+        quiet["finish_timeout"] = _FINISH_TIMEOUT_S  # by default a lost network holds the finished job for ever
     return wandb.init(
         project=os.environ.get("WANDB_PROJECT", settings.project),
         name=settings.name,
@@ -201,7 +205,3 @@ def _init(
         config=to_json_value(run_config),
         settings=wandb.Settings(**quiet),
     )
-
-
-def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}

@@ -20,9 +20,16 @@ from ds_seg import distributed
 from ds_seg.errors import ConfigError, WeightsError
 from ds_seg.models import FCNHead, InternViT, SyncBatchNorm, build_heads, load_backbone_weights
 
-TINY = dict(
-    embed_dim=32, num_heads=2, depth=2, patch_size=4, img_size=16, out_indices=[0, 1], init_values=0.1, with_cp=True
-)
+TINY = {
+    "embed_dim": 32,
+    "num_heads": 2,
+    "depth": 2,
+    "patch_size": 4,
+    "img_size": 16,
+    "out_indices": [0, 1],
+    "init_values": 0.1,
+    "with_cp": True,
+}
 OUT = Path(sys.argv[1])
 RANK = distributed.rank()
 
@@ -213,7 +220,7 @@ def check_load_errors() -> dict:
 
 def check_sharded_equals_plain() -> dict:
     """Features and gradients of the sharded model against the plain one, on a grid that needs interpolation."""
-    overrides = dict(drop_path_rate=0.3, depth=4, out_indices=[1, 3])
+    overrides = {"drop_path_rate": 0.3, "depth": 4, "out_indices": [1, 3]}
     _, path = save_plain("equal.pth", **overrides)
     plain = InternViT(**{**TINY, **overrides, "with_cp": False})
     load_backbone_weights(plain, path, log=lambda _: None)
@@ -241,10 +248,16 @@ def check_sharded_equals_plain() -> dict:
 
 def check_heads_under_ddp() -> dict:
     torch.manual_seed(RANK)
-    head = dict(
-        type="FCNHead", in_channels=8, channels=8, num_convs=0, num_classes=3, with_norm=True, dropout_ratio=0.0
-    )
-    heads = build_heads(dict(decode_head=head, auxiliary_head=dict(head, with_norm=False, in_index=0)))
+    head = {
+        "type": "FCNHead",
+        "in_channels": 8,
+        "channels": 8,
+        "num_convs": 0,
+        "num_classes": 3,
+        "with_norm": True,
+        "dropout_ratio": 0.0,
+    }
+    heads = build_heads({"decode_head": head, "auxiliary_head": dict(head, with_norm=False, in_index=0)})
     ddp = DistributedDataParallel(heads)
     optimizer = torch.optim.AdamW(heads.parameters(), lr=0.1)
     for _ in range(2):

@@ -1,0 +1,192 @@
+import json
+
+import pytest
+
+from ds_seg.config import CONFIGS_ROOT, RunOptions, build_run_config
+from ds_seg.config.overrides import parse_overrides
+from ds_seg.errors import ConfigError
+
+RUNS = sorted(path.stem for path in (CONFIGS_ROOT / "runs").glob("*.py"))
+
+
+def build(config="demo", world_size=2, **options):
+    return build_run_config(RunOptions(str(config), **options), world_size)
+
+
+def build_with(*pairs, config="demo", world_size=2):
+    return build(config, world_size, cfg_options=parse_overrides(pairs))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_shipped_run_resolves(name):
+    run = build(name, 2)
+    assert run.deepspeed["zero_optimization"]["stage"] == 3 and run.bf16
+    assert run.deepspeed["train_batch_size"] == run.global_batch == run.mmseg.global_batch
+    assert not run.notes
+
+
+def test_a_path_and_a_bare_name_are_the_same_run():
+    by_name, by_path = build("demo"), build(CONFIGS_ROOT / "runs" / "demo.py")
+    assert by_name.mmseg.to_dict() == by_path.mmseg.to_dict() and by_name.name == by_path.name == "demo"
+
+
+def test_the_published_recipe():
+    run = build("internvit6b_224_full_linear_ade20k", 8)
+    assert (run.micro_batch, run.accumulation_steps, run.global_batch) == (2, 1, 16)
+    assert run.optimizer.lr == 4e-5 and run.optimizer.layer_decay_rate == 0.95 and run.optimizer.weight_decay == 0.05
+    assert run.schedule.warmup_steps == 1500 and run.schedule.warmup_ratio == 1e-6 and run.schedule.max_steps == 80000
+    assert run.clip_norm is None and run.model.backbone.drop_path_rate == 0.4
+
+
+def test_global_batch_stays_while_processes_and_micro_batch_change():
+    runs = [build_with(f"data.samples_per_gpu={micro}", world_size=world) for world, micro in [(1, 8), (2, 4), (4, 4)]]
+    assert {run.global_batch for run in runs} == {16}
+    assert [run.accumulation_steps for run in runs] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["optimizer.lerning_rate=1"], r"optimizer\.lerning_rate: unknown key"),
+        (["optimizr.lr=1"], r"no config key is called 'optimizr'\. Did you mean 'optimizer'"),
+        (["optimizer.lr=fast"], r"optimizer\.lr: got 'fast', want a number"),
+        (["optimizer.lr=-1"], r"optimizer\.lr: got -1, want at least 0"),
+        (["optimizer.type=SGD"], r"optimizer\.type: got 'SGD'; both engines run 'AdamW'"),
+        (["optimizer.betas=[0.9]"], r"optimizer\.betas: got"),
+        (["optimizer.constructor=Mine"], r"optimizer\.constructor: got 'Mine'"),
+        (["optimizer.paramwise_cfg.num_layers=12"], r"num_layers: got 12, but model\.backbone has 6 blocks"),
+        (["optimizer.paramwise_cfg.layer_decay_rate=1.5"], r"layer_decay_rate: got 1\.5, want between 0 and 1"),
+        (["optimizer_config.grad_clip.norm_type=1"], r"norm_type: got 1; the joint norm is the 2-norm"),
+        (["optimizer_config.type=Fp16OptimizerHook"], r"optimizer_config\.type: got 'Fp16OptimizerHook'"),
+        (["optimizer_config.cumulative_iters=3"], r"cumulative_iters: got 3, but global_batch makes it"),
+        (["lr_config.policy=step"], r"lr_config\.policy: got 'step', want 'poly'"),
+        (["lr_config.by_epoch=True"], r"lr_config\.by_epoch: got True"),
+        (["lr_config.warmup=exp"], r"lr_config\.warmup: got 'exp'"),
+        (["runner.type=EpochBasedRunner"], r"runner\.type: got 'EpochBasedRunner'"),
+        (["runner.max_iters=0"], r"runner\.max_iters: got 0, want a whole number of at least 1"),
+        (["log_config.hooks.1.type=TensorboardLoggerHook"], r"log_config\.hooks\[1\]: got type 'Tens"),
+        (["evaluation.metric=mDice"], r"evaluation\.metric: got 'mDice', want 'mIoU'"),
+        (["evaluation.save_best=loss"], r"evaluation\.save_best: got 'loss'"),
+        (["evaluation.by_epoch=True"], r"evaluation\.by_epoch: got True"),
+        (["global_batch=15"], r"global_batch: got 15, which is no multiple of data\.samples_per_gpu"),
+        (["model.type=CascadeEncoderDecoder"], r"model\.type: got 'CascadeEncoderDecoder'"),
+        (["model.backbone.type=BEiT"], r"model\.backbone\.type: got 'BEiT'"),
+        (["model.test_cfg.mode=tile"], r"model\.test_cfg\.mode: got 'tile'"),
+        (["model.test_cfg.mode=slide"], r"model\.test_cfg: mode='slide' needs crop_size"),
+        (["log_config.hooks.1=text"], r"--cfg-options log_config\.hooks\.1 don't fit"),
+        (["lr_config=3"], r"lr_config: got 3, want a dict"),
+        (["data.workers_per_gpu=-1"], r"data\.workers_per_gpu: got -1"),
+        (["data.trian.img_dir=x"], r"data\.trian: unknown key\. Did you mean 'train'"),
+    ],
+)
+def test_each_mistake_is_named_with_its_field(pairs, message):
+    with pytest.raises(ConfigError, match=message):
+        build_with(*pairs)
+
+
+def test_a_crop_that_is_no_multiple_of_the_patch_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"RandomCrop|crop_size: got \(100, 112\).*14 px patch.*\(98, 112\)"):
+        build_with("data.train.pipeline.3.crop_size=[100,112]")
+    with pytest.raises(ConfigError, match=r"model\.test_cfg\.crop_size: got \(500, 504\)"):
+        build_with("model.test_cfg.crop_size=[500,504]", config="internvit6b_224_linear_ade20k")
+
+
+def test_all_faults_come_in_one_message():
+    with pytest.raises(ConfigError, match=r"2 faults in .*demo\.py") as caught:
+        build_with("optimizer.lr=-1", "runner.max_iters=0")
+    assert "optimizer.lr" in str(caught.value) and "runner.max_iters" in str(caught.value)
+
+
+def test_a_missing_config_lists_the_runs():
+    with pytest.raises(ConfigError, match=r"CONFIG 'dmeo' is neither a file.*Did you mean 'demo'") as caught:
+        build("dmeo")
+    assert all(name in str(caught.value) for name in RUNS)
+
+
+def write_config(folder, text):
+    path = folder / "mine.py"
+    path.write_text(f"_base_ = {str(CONFIGS_ROOT / 'runs' / 'demo.py')!r}\n{text}\n")
+    return path
+
+
+def test_a_misspelt_key_in_a_file_is_an_error_and_a_variable_is_not(tmp_path):
+    assert build(write_config(tmp_path, "my_lr = 3e-4\noptimizer = dict(lr=my_lr)")).optimizer.lr == 3e-4
+    with pytest.raises(ConfigError, match=r"evalution: unknown key.*Did you mean 'evaluation'"):
+        build(write_config(tmp_path, "evalution = dict(interval=5)"))
+
+
+def test_a_config_with_a_syntax_error_or_missing_base_says_so(tmp_path):
+    with pytest.raises(ConfigError, match=r"mine\.py can't be read: SyntaxError"):
+        build(write_config(tmp_path, "model = dict("))
+    (tmp_path / "mine.py").write_text("_base_ = './absent.py'")
+    with pytest.raises(ConfigError, match=r"can't be read: FileNotFoundError.*absent\.py"):
+        build(tmp_path / "mine.py")
+
+
+def test_missing_sections_are_named(tmp_path):
+    path = tmp_path / "empty.py"
+    path.write_text("model = dict()\n")
+    with pytest.raises(ConfigError, match=r"optimizer: missing"):
+        build(path)
+
+
+def test_keys_without_meaning_are_noted(tmp_path):
+    run = build(write_config(tmp_path, "workflow = [('train', 1)]\ncudnn_benchmark = True"))
+    assert len(run.notes) == 2 and "workflow" in run.notes[0]
+
+
+@pytest.mark.parametrize("pair", ["optimizer.lr", "=3"])
+def test_an_override_without_a_value_is_refused(pair):
+    with pytest.raises(ConfigError, match="want key=value"):
+        parse_overrides([pair])
+
+
+def test_overrides_that_do_not_fit_the_file():
+    with pytest.raises(ConfigError, match="don't fit"):
+        build_with("data.train.pipeline.99.type=Resize")
+
+
+def write_json(folder, **changes):
+    content = json.loads((CONFIGS_ROOT / "deepspeed" / "zero3_bf16.json").read_text())
+    content.update(changes)
+    path = folder / "ds.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_batch_size": 7}, r"deepspeed\.train_batch_size: got 7, but the run makes it 16"),
+        ({"gradient_accumulation_steps": 5}, r"gradient_accumulation_steps: got 5"),
+        ({"train_micro_batch_size_per_gpu": 3}, r"train_micro_batch_size_per_gpu: got 3"),
+        ({"zero_optimization": {"stage": 2}}, r"zero_optimization\.stage: got 2, want 3"),
+        ({"zero_optimization": None}, r"zero_optimization\.stage: got None, want 3"),
+        ({"gradient_clipping": 1.0}, r"deepspeed\.gradient_clipping: got 1\.0.*optimizer_config\.grad_clip"),
+        ({"optimizer": {"type": "Adam"}}, r"deepspeed\.optimizer"),
+        ({"scheduler": {"type": "WarmupLR"}}, r"deepspeed\.scheduler"),
+        ({"fp16": {"enabled": True}}, r"deepspeed\.fp16: is enabled; the backbone trains in bf16"),
+        ({"bf16": True}, r"deepspeed\.bf16: got True"),
+        ({"zero_optimisation": {}}, r"zero_optimisation: unknown key\. Did you mean 'zero_optimization'"),
+    ],
+)
+def test_each_contradiction_in_the_deepspeed_json_is_named(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build(deepspeed_config=write_json(tmp_path, **changes))
+
+
+def test_batch_sizes_that_agree_are_accepted(tmp_path):
+    path = write_json(tmp_path, train_batch_size=16, train_micro_batch_size_per_gpu="auto")
+    assert build(deepspeed_config=path).global_batch == 16
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is not valid JSON"), ("[]", "holds a list, want a JSON object"), (None, "does not exist.*zero3_bf16.json")],
+)
+def test_an_unreadable_deepspeed_json(tmp_path, content, message):
+    path = tmp_path / "ds.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        build(deepspeed_config=str(path))

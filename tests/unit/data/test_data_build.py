@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ds_seg.data.build import build_dataset, leaf_datasets, resolve_sample, sample_paths
+from ds_seg.errors import ConfigError, DataError
+
+MakeCfg = Callable[..., dict[str, Any]]
+
+
+def test_builds_without_touching_the_config(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg(img_dir=["images/train"] * 2, ann_dir=["annotations/train"] * 2, separate_eval=False)
+    before = copy.deepcopy(cfg)
+    assert len(build_dataset(cfg, role="train")) == 14
+    assert cfg == before
+    assert build_dataset(make_cfg("val"), role="val").test_mode
+
+
+def test_wrappers_resolve_to_the_files(make_cfg: MakeCfg) -> None:
+    repeated = {"type": "RepeatDataset", "times": 3, "dataset": make_cfg()}
+    dataset = build_dataset([make_cfg(), repeated], role="train")
+    assert len(dataset) == 28
+    assert [len(leaf) for leaf in leaf_datasets(dataset)] == [7, 7]
+    for index in (2, 7 + 2, 7 + 7 + 2):
+        leaf, inner = resolve_sample(dataset, index)
+        assert inner == 2
+        assert sample_paths(leaf, inner)[0].endswith("images/train/street_2.jpg")
+        assert sample_paths(leaf, inner)[1].endswith("annotations/train/street_2.png")
+
+
+def test_missing_folders_are_named_with_field_path_and_remedy(make_cfg: MakeCfg, folder: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        build_dataset(make_cfg(img_dir="images/trian", ann_dir="labels", split="train.txt"), role="train")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert f"data.train.img_dir: there is no folder {folder}/images/trian." in lines[0]
+    assert "--cfg-options data.train.data_root=" in lines[0]
+    assert f"data.train.ann_dir: there is no folder {folder}/labels" in lines[1]
+    assert f"data.train.split: there is no file {folder}/train.txt" in lines[2]
+
+
+def test_missing_folder_inside_wrappers(make_cfg: MakeCfg) -> None:
+    cfg = [make_cfg(), {"type": "RepeatDataset", "times": 2, "dataset": make_cfg(img_dir="none")}]
+    with pytest.raises(DataError, match=r"^data\.train\[1\]\.dataset\.img_dir: there is no folder .*/none\."):
+        build_dataset(cfg, role="train")
+
+
+def test_suffix_that_no_image_has(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg(type="CustomDataset", img_suffix=".tif", classes=[str(index) for index in range(11)])
+    with pytest.raises(
+        DataError, match=r"data\.val: no image with suffix '\.tif' in .*: \.jpg \(7\)\. Set data\.val\."
+    ):
+        build_dataset({**cfg, "pipeline": make_cfg("val")["pipeline"]}, role="val")
+
+
+def test_empty_folder(make_cfg: MakeCfg, folder: Path) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no image with suffix '\.jpg' in .*/empty; found there: no file at all"):
+        build_dataset(make_cfg(img_dir="empty"), role="train")
+
+
+def test_images_without_annotation_are_counted_and_named(make_cfg: MakeCfg, folder: Path) -> None:
+    for index in (1, 4):
+        (folder / f"annotations/train/street_{index}.png").unlink()
+    message = r"without an annotation in .*: 2 of 7 files are missing \(street_1\.png, street_4\.png\)\. Add the files"
+    with pytest.raises(DataError, match=message):
+        build_dataset(make_cfg(), role="train")
+    for path in (folder / "annotations/train").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"7 of 7 .*street_4\.png, \.\.\.\)"):
+        build_dataset(make_cfg("test"), role="test")
+
+
+def test_split_that_lists_absent_images(make_cfg: MakeCfg, folder: Path) -> None:
+    (folder / "train.txt").write_text("street_0\nstreet_9\n")
+    (folder / "annotations/train/street_9.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"data\.train\.split lists images that are not in .*1 of 2 .*street_9\.jpg"):
+        build_dataset(make_cfg(split="train.txt"), role="train")
+    (folder / "train.txt").write_text("street_0\n")
+    assert len(build_dataset(make_cfg(split="train.txt"), role="train")) == 1
+
+
+def test_unknown_types_are_gathered_with_the_nearest_names(make_cfg: MakeCfg) -> None:
+    pipeline = copy.deepcopy(make_cfg("val")["pipeline"])
+    pipeline[0]["type"] = "LoadImageFromFiles"
+    pipeline[1]["transforms"][0]["type"] = "mmdet.Resize"
+    del pipeline[1]["transforms"][1]["type"]
+    with pytest.raises(ConfigError) as caught:
+        build_dataset(make_cfg(type="CamvidDataset", pipeline=pipeline), role="val")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4
+    assert "data.val.type is 'CamvidDataset', which is no registered dataset. Nearest: CamVidDataset" in lines[0]
+    assert "custom_imports" in lines[0]
+    assert "data.val.pipeline[0].type is 'LoadImageFromFiles'" in lines[1]
+    assert "Nearest: LoadImageFromFile" in lines[1]
+    assert "data.val.pipeline[1].transforms[0].type is 'mmdet.Resize'" in lines[2]
+    assert "data.val.pipeline[1].transforms[1] has no `type`" in lines[3]
+
+
+def test_argument_that_does_not_fit(make_cfg: MakeCfg) -> None:
+    with pytest.raises(ConfigError, match=r"data\.train can't be built: TypeError: .*'colour'.*Correct data\.train"):
+        build_dataset(make_cfg(colour=True), role="train")
+    pipeline = [{"type": "RandomFlip", "prob": 2.0}]
+    with pytest.raises(ConfigError, match=r"data\.train can't be built: AssertionError: .*RandomFlip"):
+        build_dataset(make_cfg(pipeline=pipeline), role="train")
+
+
+def test_annotations_are_needed_to_train_but_not_to_predict(make_cfg: MakeCfg) -> None:
+    with pytest.raises(ConfigError, match=r"data\.train\.ann_dir is not set, and train needs annotations"):
+        build_dataset(make_cfg(ann_dir=None), role="train")
+    dataset = build_dataset(make_cfg("test", ann_dir=None), role="test")
+    assert sample_paths(*resolve_sample(dataset, 0))[1] is None
+
+
+def test_label_0_must_mean_the_same_in_training_and_evaluation(make_cfg: MakeCfg) -> None:
+    pipeline = copy.deepcopy(make_cfg()["pipeline"])
+    pipeline[1]["reduce_zero_label"] = True
+    with pytest.raises(ConfigError, match=r"reduce_zero_label=True, but CamVidDataset has reduce_zero_label=False"):
+        build_dataset(make_cfg(pipeline=pipeline), role="train")

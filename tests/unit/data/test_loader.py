@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import copy
+import gc
+import multiprocessing
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ds_seg.data.build import build_dataset
+from ds_seg.data.loader import MicroBatch, build_test_items, build_train_loader, load_ground_truth
+from ds_seg.errors import ConfigError, DataError
+
+from mmseg.datasets import PIPELINES  # isort: skip
+
+MakeCfg = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+
+
+def read_batches(dataset: Any, **changes: Any) -> list[MicroBatch]:
+    arguments = {
+        "seed": 5, "micro_batch": 4, "accumulation_steps": 1, "rank": 0, "world_size": 1,
+        "stop_step": 5, "num_workers": 0,
+    }  # fmt: skip
+    return list(build_train_loader(dataset, **{**arguments, **changes}))
+
+
+def by_position(batches: Sequence[MicroBatch]) -> dict[int, tuple[torch.Tensor, torch.Tensor, str]]:
+    return {
+        position: (batch.images_B3HW[row], batch.labels_B1HW[row], batch.metas[row]["ori_filename"])
+        for batch in batches
+        for row, position in enumerate(batch.positions)
+    }
+
+
+def assert_same_samples(first: Sequence[MicroBatch], second: Sequence[MicroBatch]) -> None:
+    left, right = by_position(first), by_position(second)
+    assert left.keys() == right.keys()
+    for position in left:
+        assert torch.equal(left[position][0], right[position][0])
+        assert torch.equal(left[position][1], right[position][1])
+        assert left[position][2] == right[position][2]
+
+
+def test_micro_batches_have_the_promised_form(make_cfg: MakeCfg) -> None:
+    batches = read_batches(build_dataset(make_cfg(), role="train"))
+    assert [batch.positions for batch in batches] == [list(range(k * 4, k * 4 + 4)) for k in range(5)]
+    for batch in batches:
+        assert (batch.images_B3HW.shape, batch.images_B3HW.dtype) == ((4, 3, 28, 28), torch.float32)
+        assert (batch.labels_B1HW.shape, batch.labels_B1HW.dtype) == ((4, 1, 28, 28), torch.int64)
+        assert [meta["pad_shape"] for meta in batch.metas] == [(28, 28, 3)] * 4
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_same_bits_for_any_number_of_workers(make_cfg: MakeCfg, num_workers: int) -> None:
+    dataset = build_dataset(make_cfg(), role="train")
+    plain, parallel = read_batches(dataset), read_batches(dataset, num_workers=num_workers)
+    assert [batch.positions for batch in plain] == [batch.positions for batch in parallel]
+    assert_same_samples(plain, parallel)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "accumulation_steps", "micro_batch"), [(2, 1, 2), (4, 1, 1), (1, 2, 2), (2, 2, 1)]
+)
+def test_same_global_batch_for_any_world_size_and_accumulation(
+    make_cfg: MakeCfg, world_size: int, accumulation_steps: int, micro_batch: int
+) -> None:
+    dataset = build_dataset(make_cfg(), role="train")
+    shares = [
+        read_batches(
+            dataset,
+            rank=rank, world_size=world_size, accumulation_steps=accumulation_steps, micro_batch=micro_batch,
+        )
+        for rank in range(world_size)
+    ]  # fmt: skip
+    assert {len(share) for share in shares} == {5 * accumulation_steps}
+    plain = read_batches(dataset)
+    for step in range(5):
+        own = slice(step * accumulation_steps, (step + 1) * accumulation_steps)
+        assert_same_samples(plain[step : step + 1], [batch for share in shares for batch in share[own]])
+    order = [position for batches in zip(*shares, strict=True) for batch in batches for position in batch.positions]
+    assert order == list(range(20))
+
+
+def test_resumed_stream_is_the_tail_of_the_whole_one(make_cfg: MakeCfg) -> None:
+    dataset = build_dataset(make_cfg(), role="train")
+    whole = read_batches(dataset, accumulation_steps=2, micro_batch=2)
+    resumed = read_batches(dataset, accumulation_steps=2, micro_batch=2, start_step=3, num_workers=1)
+    assert [batch.positions for batch in resumed] == [batch.positions for batch in whole[6:]]
+    assert_same_samples(resumed, whole[6:])
+    assert read_batches(dataset, start_step=5) == []
+
+
+def test_every_epoch_is_a_permutation_even_if_it_is_shorter_than_a_batch(make_cfg: MakeCfg, folder: Path) -> None:
+    (folder / "three.txt").write_text("street_1\nstreet_2\nstreet_5\n")
+    dataset = build_dataset(make_cfg(split="three.txt"), role="train")
+    names = [meta["ori_filename"] for batch in read_batches(dataset, stop_step=30) for meta in batch.metas]
+    epochs = [tuple(names[start : start + 3]) for start in range(0, 120, 3)]
+    assert {tuple(sorted(epoch)) for epoch in epochs} == {("street_1.jpg", "street_2.jpg", "street_5.jpg")}
+    assert len(set(epochs)) == 6  # of 40 epochs, every order occurs
+
+
+def test_order_and_augmentation_follow_seed_and_position(make_cfg: MakeCfg) -> None:
+    dataset = build_dataset(make_cfg(), role="train")
+    first, other = by_position(read_batches(dataset)), by_position(read_batches(dataset, seed=6))
+    assert [sample[2] for sample in first.values()] != [sample[2] for sample in other.values()]
+    crops = [sample[0] for sample in first.values() if sample[2] == "street_0.jpg"]
+    assert len(crops) >= 2
+    assert not torch.equal(crops[0], crops[1])
+
+
+@PIPELINES.register_module()
+class DrawFromAllThree:
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        results["draws"] = (random.random(), float(np.random.rand()), float(torch.rand(())))
+        results["process"] = (
+            cv2.getNumThreads(), torch.cuda.is_initialized(),
+            signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT),
+        )  # fmt: skip
+        return results
+
+
+def drawing_cfg(make_cfg: MakeCfg) -> dict[str, Any]:
+    pipeline = copy.deepcopy(make_cfg()["pipeline"])
+    pipeline.insert(2, {"type": "DrawFromAllThree"})
+    pipeline[-1]["meta_keys"] = ("draws", "process")
+    return make_cfg(pipeline=pipeline)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_processs_own_random_state_is_left_alone(make_cfg: MakeCfg, num_workers: int) -> None:
+    dataset = build_dataset(drawing_cfg(make_cfg), role="train")
+
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    seen = []
+    for stop_step in (0, 3):
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+        batches = read_batches(dataset, stop_step=stop_step, num_workers=num_workers)
+        seen.append(draw())
+    assert seen[0] == seen[1]
+    draws = [meta["draws"] for batch in batches for meta in batch.metas]
+    assert len({value for triple in draws for value in triple}) == 36
+
+
+def test_draws_do_not_depend_on_what_ran_before(make_cfg: MakeCfg) -> None:
+    dataset = build_dataset(drawing_cfg(make_cfg), role="train")
+    seen = []
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        seen.append([meta["draws"] for batch in read_batches(dataset) for meta in batch.metas])
+    assert seen[0] == seen[1]
+
+
+def test_workers_keep_to_one_thread_off_the_gpu_and_outlive_signals(make_cfg: MakeCfg) -> None:
+    dataset = build_dataset(drawing_cfg(make_cfg), role="train")
+    (batch,) = read_batches(dataset, stop_step=1, num_workers=1)
+    threads, cuda, on_term, on_int = batch.metas[0]["process"]
+    assert threads <= 1
+    assert not cuda
+    assert on_term == on_int == signal.SIG_IGN
+
+
+def test_empty_dataset(make_cfg: MakeCfg) -> None:
+    dataset = build_dataset(make_cfg(), role="train")
+    dataset.img_infos = []
+    with pytest.raises(DataError, match=r"training dataset has no image\. Point data\.train\.img_dir"):
+        read_batches(dataset)
+
+
+def read_failure(kind: type[Exception], dataset: Any, num_workers: int) -> str:
+    with pytest.raises(kind) as caught:
+        read_batches(dataset, num_workers=num_workers)
+    return str(caught.value)
+
+
+def test_unreadable_image_gives_one_clean_message_from_any_process(make_cfg: MakeCfg, folder: Path) -> None:
+    path = folder / "images/train/street_4.jpg"
+    path.write_bytes(b"not a picture")
+    dataset = build_dataset(make_cfg(), role="train")
+    message = read_failure(DataError, dataset, 0)
+    assert message.startswith(f"image {path} (13 bytes): not an image")
+    assert message.endswith("Replace or remove the file.")
+    assert read_failure(DataError, dataset, 2) == message
+
+
+def test_failing_pipeline_names_the_sample_and_the_place(make_cfg: MakeCfg) -> None:
+    pipeline = [step for step in make_cfg()["pipeline"] if step["type"] != "LoadAnnotations"]
+    dataset = build_dataset(make_cfg(pipeline=pipeline), role="train")
+    message = read_failure(DataError, dataset, 0)
+    assert "can be read, but its pipeline failed: KeyError: 'gt_semantic_seg' (" in message
+    assert "images/train/street_" in message
+    assert "Traceback" not in message
+    assert read_failure(DataError, dataset, 1) == message
+
+
+def test_pipeline_that_collects_no_labels(make_cfg: MakeCfg) -> None:
+    pipeline = [*make_cfg()["pipeline"][:-1], {"type": "Collect", "keys": ["img"]}]
+    dataset = build_dataset(make_cfg(pipeline=pipeline), role="train")
+    for num_workers in (0, 1):
+        message = read_failure(ConfigError, dataset, num_workers)
+        assert "data.train.pipeline does not collect an image and its labels. End it with" in message
+
+
+def test_crops_of_different_sizes(make_cfg: MakeCfg) -> None:
+    pipeline = [step for step in make_cfg()["pipeline"] if step["type"] != "Pad"]
+    dataset = build_dataset(make_cfg(pipeline=pipeline), role="train")
+    message = read_failure(DataError, dataset, 0)
+    assert "differ in height and width: " in message
+    assert "(28, 28)" in message
+    assert "add Pad(size=S, pad_val=0, seg_pad_val=255) to data.train.pipeline" in message
+    assert read_failure(DataError, dataset, 1) == message
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_test_items_come_in_order_with_every_view(make_cfg: MakeCfg, num_workers: int) -> None:
+    dataset = build_dataset(make_cfg("test"), role="test")
+    samples = list(build_test_items(dataset, [5, 0, 3], num_workers=num_workers))
+    assert [sample.index for sample in samples] == [5, 0, 3]
+    for sample in samples:
+        shapes = [tuple(image_13HW.shape) for image_13HW, _ in sample.views]
+        assert shapes == [(1, 3, 42, 56), (1, 3, 42, 56), (1, 3, 21, 28), (1, 3, 21, 28)]
+        assert [meta["flip"] for _, meta in sample.views] == [False, True, False, True]
+        assert {meta["ori_filename"] for _, meta in sample.views} == {f"street_{sample.index}.jpg"}
+        assert sample.views[0][0].dtype == torch.float32
+        assert torch.equal(sample.views[0][0].flip(-1), sample.views[1][0])
+
+
+def test_test_pipeline_without_augmentation_has_one_view(make_cfg: MakeCfg) -> None:
+    pipeline = [
+        {"type": "LoadImageFromFile"},
+        {"type": "ImageToTensor", "keys": ["img"]},
+        {"type": "Collect", "keys": ["img"], "meta_keys": ("ori_shape",)},
+    ]
+    (sample,) = build_test_items(build_dataset(make_cfg(pipeline=pipeline), role="test"), [1], num_workers=0)
+    ((image_13HW, meta),) = sample.views
+    assert (image_13HW.shape, image_13HW.dtype) == ((1, 3, 44, 60), torch.float32)
+    assert meta == {"ori_shape": (44, 60, 3)}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_failing_test_items(make_cfg: MakeCfg, folder: Path, num_workers: int) -> None:
+    path = folder / "images/train/street_4.jpg"
+    path.write_bytes(b"")
+    dataset = build_dataset(make_cfg("test"), role="test")
+    with pytest.raises(DataError, match=rf"^image {path}: the file is empty\. Replace"):
+        list(build_test_items(dataset, [0, 4], num_workers=num_workers))
+    dataset = build_dataset(make_cfg(pipeline=[{"type": "LoadImageFromFile"}]), role="test")
+    with pytest.raises(ConfigError, match=r"^the test pipeline does not collect an image\. End it with Collect"):
+        list(build_test_items(dataset, [0], num_workers=num_workers))
+
+
+@pytest.mark.parametrize("reduced_by_loader", [False, True])
+def test_ground_truth_reduces_label_0_once(make_cfg: MakeCfg, folder: Path, reduced_by_loader: bool) -> None:
+    label = (np.arange(44 * 60).reshape(44, 60) % 12).astype(np.uint8)
+    label[0] = 255
+    Image.fromarray(label).save(folder / "annotations/train/street_0.png")
+    cfg = make_cfg("test", type="CustomDataset", reduce_zero_label=True, classes=[str(k) for k in range(11)])
+    if reduced_by_loader:
+        cfg["gt_seg_map_loader_cfg"] = {"reduce_zero_label": True}
+    truth = load_ground_truth(build_dataset(cfg, role="test"), 0)
+    assert truth.dtype == np.uint8
+    expected = label.astype(int) - 1
+    expected[(label == 0) | (label == 255)] = 255
+    assert np.array_equal(truth, expected)
+
+
+def test_ground_truth_as_it_is_and_through_wrappers(make_cfg: MakeCfg, folder: Path) -> None:
+    label = np.array(Image.open(folder / "annotations/train/street_2.png"))
+    dataset = build_dataset([make_cfg("test"), make_cfg("test")], role="test")
+    assert np.array_equal(load_ground_truth(dataset, 7 + 2), label)
+
+
+def test_ground_truth_that_cannot_be_used(make_cfg: MakeCfg, folder: Path) -> None:
+    dataset = build_dataset(make_cfg("test"), role="test")
+    path = folder / "annotations/train/street_0.png"
+    Image.fromarray(np.zeros((10, 12), np.uint8)).save(path)
+    with pytest.raises(DataError, match=rf"annotation {path} has shape \(10, 12\), but its image .* \(44, 60\)"):
+        load_ground_truth(dataset, 0)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=rf"annotation {path}: the file is empty"):
+        load_ground_truth(dataset, 0)
+    path.unlink()
+    with pytest.raises(DataError, match=rf"annotation {path}: can't be read: No such file"):
+        load_ground_truth(dataset, 0)
+    unlabelled = build_dataset(make_cfg("test", ann_dir=None), role="test")
+    with pytest.raises(DataError, match=r"street_0\.jpg can't be scored: its dataset has no ann_dir\. Set ann_dir"):
+        load_ground_truth(unlabelled, 0)
+
+
+def test_a_stream_left_early_ends_its_workers(make_cfg: MakeCfg) -> None:
+    dataset = build_dataset(make_cfg(), role="train")
+    stream = build_train_loader(
+        dataset, seed=0, micro_batch=2, accumulation_steps=1, rank=0, world_size=1, stop_step=10**9, num_workers=2
+    )
+    next(stream)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    start = time.monotonic()
+    del stream
+    gc.collect()
+    assert not any(worker.is_alive() for worker in workers)
+    assert time.monotonic() - start < 4  # measured 0.1 s; a worker that has to be killed takes 5 s

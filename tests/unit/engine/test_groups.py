@@ -1,0 +1,98 @@
+import pytest
+import torch
+from torch import nn
+
+from ds_seg.config import OptimizerSettings
+from ds_seg.engine.groups import build_param_groups, format_groups, layer_id
+from ds_seg.models import InternViT, build_heads
+
+DEPTH = 3
+HEAD = dict(type="FCNHead", in_channels=28, channels=28, num_convs=0, num_classes=4, with_norm=True)
+
+
+def settings(**changes):
+    values = dict(
+        lr=1e-3,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.05,
+        layer_decay_rate=0.5,
+        decay_embeddings=False,
+        multipliers={},
+    )
+    return OptimizerSettings(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def named():
+    backbone = InternViT(embed_dim=28, depth=DEPTH, num_heads=2, img_size=28, out_indices=[DEPTH - 1], with_cp=False)
+    heads = build_heads({"decode_head": HEAD})
+    return [(f"backbone.{name}", p) for name, p in backbone.named_parameters()] + list(heads.named_parameters())
+
+
+def by_name(groups):
+    return {name: group for group in groups for name in group["names"]}
+
+
+def test_every_parameter_is_in_exactly_one_group(named):
+    groups = build_param_groups(named, DEPTH, settings())
+    grouped = [parameter for group in groups for parameter in group["params"]]
+    assert len(grouped) == len({id(p) for p in grouped}) == len(named)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("backbone.cls_token", 0),
+        ("backbone.pos_embed", 0),
+        ("backbone.patch_embed.proj.bias", 0),
+        ("backbone.blocks.0.attn.qkv.weight", 1),
+        ("backbone.blocks.2.ls2.gamma", 3),
+        ("backbone.norm.weight", 4),
+        ("decode_head.conv_seg.weight", 4),
+    ],
+)
+def test_layers_and_their_rates(named, name, layer):
+    assert layer_id(name, DEPTH) == layer
+    groups = by_name(build_param_groups(named, DEPTH, settings()))
+    if name in groups:
+        assert groups[name]["base_lr"] == pytest.approx(1e-3 * 0.5 ** (DEPTH + 1 - layer), rel=1e-12)
+
+
+def test_weight_decay_exemptions(named):
+    groups = by_name(build_param_groups(named, DEPTH, settings()))
+    for name, group in groups.items():
+        exempt = name.endswith((".bias", "gamma", "norm.weight", "norm1.weight", "norm2.weight", "cls_token", "pos_embed"))
+        assert group["weight_decay"] == (0.0 if exempt else 0.05), name
+
+
+def test_embeddings_are_decayed_as_published_on_request(named):
+    groups = by_name(build_param_groups(named, DEPTH, settings(decay_embeddings=True)))
+    assert groups["backbone.pos_embed"]["weight_decay"] == 0.05
+    assert groups["backbone.blocks.0.norm1.weight"]["weight_decay"] == 0.0
+
+
+def test_the_longest_matching_multiplier_counts(named):
+    multipliers = {"decode_head": (10.0, 0.5), "decode_head.conv_seg": (2.0, 1.0)}
+    groups = by_name(build_param_groups(named, DEPTH, settings(layer_decay_rate=None, multipliers=multipliers)))
+    assert groups["decode_head.conv_seg.weight"]["base_lr"] == pytest.approx(2e-3)
+    assert groups["decode_head.norm.weight"]["base_lr"] == pytest.approx(1e-2)
+    assert groups["backbone.blocks.0.mlp.fc1.weight"]["base_lr"] == pytest.approx(1e-3)
+
+
+def test_frozen_parameters_are_left_out():
+    frozen, trained = nn.Parameter(torch.zeros(2, 2), requires_grad=False), nn.Parameter(torch.zeros(2, 2))
+    groups = build_param_groups([("backbone.a", frozen), ("backbone.b", trained)], DEPTH, settings())
+    assert [group["names"] for group in groups] == [["backbone.b"]]
+
+
+def test_the_shape_before_sharding_decides_about_decay():
+    sharded = nn.Parameter(torch.zeros(0))
+    sharded.ds_shape = torch.Size((4, 4))
+    (group,) = build_param_groups([("backbone.x", sharded)], DEPTH, settings())
+    assert group["weight_decay"] == 0.05
+
+
+def test_table_shows_layers_rates_and_counts(named):
+    table = format_groups(build_param_groups(named, DEPTH, settings()))
+    assert "block 2" in table and "5.000e-04" in table and "heads, other" in table

@@ -1,0 +1,81 @@
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import ds_seg.openmmlab as openmmlab
+
+
+def run_python(code, *path):
+    """Run code in a fresh process with folders in front of its import path."""
+    prefix = f"import sys; sys.path[:0] = {[str(folder) for folder in path]!r}\n"
+    return subprocess.run(
+        [sys.executable, "-c", prefix + textwrap.dedent(code)], capture_output=True, text=True, timeout=120
+    )
+
+
+def write_package(folder, name, **files):
+    package = folder / name
+    package.mkdir()
+    for file, content in files.items():
+        (package / f"{file}.py").write_text(textwrap.dedent(content))
+
+
+def test_a_working_torchvision_and_compiled_mmcv_are_left_alone(tmp_path):
+    write_package(tmp_path, "torchvision", __init__="WORKS = True")
+    write_package(tmp_path, "mmcv", __init__="", _ext="def nms(): return 'compiled'")
+    done = run_python(
+        """
+        import torch, ds_seg.openmmlab as openmmlab
+        import torchvision, mmcv._ext
+        assert torchvision.WORKS and mmcv._ext.nms() == 'compiled' and openmmlab.has_compiled_ops()
+        assert openmmlab._torchvision_library is None and not hasattr(torch.ops.torchvision, 'nms')
+        """,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_torchvision_without_its_operators_is_mended(tmp_path):
+    code = """
+        import torch
+        torch.library.register_fake("torchvision::nms")(lambda dets, scores, threshold: dets)
+        torch.library.register_fake("torchvision::qnms")(lambda dets, scores, threshold: dets)
+        """
+    write_package(tmp_path, "torchvision", __init__=code)
+    write_package(tmp_path, "mmcv", __init__="", _ext="")
+    broken = run_python("import torchvision", tmp_path)
+    assert "operator torchvision::nms does not exist" in broken.stderr
+    mended = run_python("import ds_seg.openmmlab, torchvision, torch; torch.ops.torchvision.nms", tmp_path)
+    assert mended.returncode == 0, mended.stderr
+
+
+def test_a_torchvision_that_fails_for_another_reason_is_not_hidden(tmp_path):
+    write_package(tmp_path, "torchvision", __init__="raise RuntimeError('no such driver')")
+    write_package(tmp_path, "mmcv", __init__="", _ext="")
+    assert "no such driver" in run_python("import ds_seg.openmmlab", tmp_path).stderr
+
+
+def test_mmseg_imports_and_builds_a_dataset_pipeline():
+    done = run_python(
+        """
+        import warnings; warnings.simplefilter("error", UserWarning)
+        import ds_seg.openmmlab
+        warnings.simplefilter("ignore")
+        import mmcv.runner, mmcv.ops, mmseg.models, mmseg.apis
+        from mmseg.datasets.pipelines import Compose
+        Compose([dict(type='Resize', img_scale=(8, 8)), dict(type='RandomFlip', prob=0.5)])
+        """
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(openmmlab.has_compiled_ops(), reason="this mmcv-full has its compiled operators")
+def test_a_missing_operator_says_how_to_build_it():
+    from mmcv.ops import sigmoid_focal_loss
+
+    import torch
+
+    with pytest.raises(RuntimeError, match=r"sigmoid_focal_loss_forward' was called.*MMCV_WITH_OPS=1 pip install"):
+        sigmoid_focal_loss(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))

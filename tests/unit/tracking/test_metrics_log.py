@@ -1,0 +1,66 @@
+"""metrics.jsonl: a resumed run's file equals that of a run that never stopped."""
+
+from __future__ import annotations
+
+import pytest
+
+from ds_seg.errors import DataError
+from ds_seg.tracking.metrics_log import MetricsLog, read_metrics
+
+
+def make_row(step):
+    return {"step": step, "loss": 1 / (step + 3)}
+
+
+def log_steps(path, steps, resume_step=0):
+    log = MetricsLog(path, resume_step)
+    for step in steps:
+        log.append(make_row(step))
+    log.close()
+
+
+def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path):
+    log_steps(tmp_path / "through.jsonl", range(1, 11))
+    log_steps(tmp_path / "stopped.jsonl", range(1, 8))
+    with (tmp_path / "stopped.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # killed while writing
+    log_steps(tmp_path / "stopped.jsonl", range(6, 11), resume_step=5)
+
+    assert (tmp_path / "stopped.jsonl").read_bytes() == (tmp_path / "through.jsonl").read_bytes()
+
+
+def test_a_fresh_run_keeps_the_rows_of_an_earlier_one_aside(tmp_path):
+    log_steps(tmp_path / "metrics.jsonl", [1, 2])
+    log_steps(tmp_path / "metrics.jsonl", [1])
+
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl.previous")] == [1, 2]
+
+
+def test_every_row_is_on_disk_at_once_and_nan_is_null(tmp_path):
+    log = MetricsLog(tmp_path / "deep" / "metrics.jsonl")
+    log.append({"step": 1, "loss": float("nan")})
+
+    assert read_metrics(log.path) == [{"step": 1, "loss": None}]
+    log.close()
+    log.close()
+
+
+def test_without_a_file_there_are_no_rows(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize("line", ["not json", "[1]", '{"loss": 1}'])
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
+
+    with pytest.raises(DataError, match=r"metrics\.jsonl line 2 is not a JSON object with a step: .*Delete the line"):
+        read_metrics(path)
+
+
+def test_a_row_without_a_step_is_our_own_fault(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    with pytest.raises(AssertionError, match=r"a row of metrics\.jsonl has no step: \{'loss': 1\}"):
+        log.append({"loss": 1})
+    log.close()

@@ -1,0 +1,99 @@
+"""The tracker hands every fact to metrics.jsonl, the console and the pictures, on the main rank only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ds_seg.evaluation.pictures import load_rgb
+from ds_seg.tracking.metrics_log import read_metrics
+from ds_seg.tracking.tracker import build_tracker
+from ds_seg.tracking.wandb_run import WandbSettings
+
+
+def build(work_dir, *, is_main=True, resume_step=0, log_interval=5):
+    return build_tracker(
+        work_dir,
+        is_main=is_main,
+        total_steps=12,
+        log_interval=log_interval,
+        wandb_settings=WandbSettings(enabled=False),
+        resume_step=resume_step,
+        run_config={},
+        class_names=("road", "sky"),
+        palette=[[200, 0, 0], [0, 200, 0]],
+    )
+
+
+def test_the_first_the_last_and_every_fifth_step_are_recorded(tmp_path, capsys):
+    tracker = build(tmp_path)
+    for step in range(1, 13):
+        tracker.log_step({"step": step, "loss": 1.0 / step})
+    tracker.close("done")
+
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 5, 10, 12]
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["1/12", "5/12", "10/12", "12/12"]
+
+
+def test_a_resumed_tracker_continues_the_file(tmp_path):
+    for first, last, resume_step in ((1, 8, 0), (6, 12, 5)):
+        tracker = build(tmp_path / "resumed", resume_step=resume_step, log_interval=1)
+        for step in range(first, last + 1):
+            tracker.log_step({"step": step})
+        tracker.close("done")
+
+    assert [row["step"] for row in read_metrics(tmp_path / "resumed" / "metrics.jsonl")] == list(range(1, 13))
+
+
+def test_an_evaluation_is_a_row_and_a_table(tmp_path, capsys):
+    tracker = build(tmp_path)
+    tracker.info("hello")
+    tracker.warn("careful")
+    tracker.log_evaluation(10, {"eval/mIoU": 0.5, "eval/IoU/sky": None}, "| a table |")
+    tracker.close("done")
+
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 10, "eval/mIoU": 0.5, "eval/IoU/sky": None}]
+    assert capsys.readouterr().out == "hello\nwarning: careful\nevaluation at step 10\n| a table |\n"
+
+
+def test_pictures_are_files_named_after_their_image(tmp_path):
+    tracker = build(tmp_path)
+    ids = np.ones((40, 60), np.uint8)
+    tracker.log_pictures(10, [("scene_1.jpg", np.zeros((40, 60, 3), np.uint8), ids, ids)])
+    tracker.close("done")
+
+    assert load_rgb(tmp_path / "predictions" / "scene_1.png").shape[1] == 3 * 330 + 10
+
+
+def test_other_ranks_do_nothing(tmp_path, capsys):
+    tracker = build(tmp_path / "work", is_main=False)
+    tracker.info("hello")
+    tracker.warn("careful")
+    tracker.log_step({"step": 1})
+    tracker.log_evaluation(1, {}, "")
+    tracker.log_pictures(1, [("a", np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1)), None)])
+    tracker.close("done")
+
+    assert tracker.track_images(3) is None
+    assert not (tmp_path / "work").exists()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("status", "failed"), [("done", False), ("stopped", True)])
+def test_wandb_gets_everything_and_the_status(tmp_path, status, failed):
+    class Recorder:
+        def __init__(self):
+            self.calls = []
+
+        def __getattr__(self, name):
+            return lambda *args, **kwargs: self.calls.append((name, args, kwargs))
+
+    tracker = build(tmp_path)
+    tracker._wandb = recorder = Recorder()
+    tracker.log_step({"step": 5})
+    tracker.log_evaluation(5, {"eval/mIoU": 0.5}, "")
+    tracker.log_pictures(5, [])
+    tracker.close(status)
+
+    assert [name for name, _, _ in recorder.calls] == ["log_step", "log_evaluation", "log_pictures", "finish"]
+    assert recorder.calls[-1][2] == {"failed": failed}

@@ -1,0 +1,175 @@
+"""Real wandb, offline: what is recorded, how a resume goes on, and that its failures stay its own."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import wandb
+from wandb.proto import wandb_internal_pb2
+
+from ds_seg.tracking.wandb_run import WandbRun, WandbSettings, start_wandb
+
+NAMES = ("road", "sky")
+
+
+def read_records(path):
+    """The protobuf records of a .wandb file (LevelDB's log format: 32 KiB blocks, 7-byte headers)."""
+    content, position, parts = Path(path).read_bytes(), 7, []
+    while position + 7 <= len(content):
+        room = 32768 - position % 32768
+        if room < 7:
+            position += room
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        parts.append(content[position + 7 : position + 7 + length])
+        position += 7 + length
+        if kind in (1, 4):  # the whole record, or its last part
+            yield wandb_internal_pb2.Record.FromString(b"".join(parts))
+            parts = []
+
+
+def read_history(work_dir):
+    """Every logged row of every offline run below a work dir."""
+    rows = []
+    for path in sorted(Path(work_dir).glob("wandb/offline-run-*/*.wandb")):
+        for record in read_records(path):
+            if record.HasField("history"):
+                items = record.history.item
+                rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
+    return rows
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch, tmp_path):
+    """As on a machine where nobody has logged in, whatever this one's user did."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SILENT", "WANDB_CONSOLE", "WANDB_PROJECT", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("NETRC", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home" / name.lower()))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def start(work_dir, lines, *, resumed=False, **settings):
+    work_dir.mkdir(exist_ok=True)
+    return start_wandb(
+        work_dir,
+        WandbSettings(**settings),
+        {"optimizer": {"lr": 1e-3}, "crop": (504, 504)},
+        resumed=resumed,
+        info=lines.append,
+        warn=lambda text: lines.append(f"warning: {text}"),
+    )
+
+
+def test_without_a_key_everything_is_recorded_offline(tmp_path):
+    lines = []
+    run = start(tmp_path / "run", lines)
+    run.log_step({"step": 10, "loss": 0.5, "loss_ce": 0.5, "grad_norm": None})
+    run.log_evaluation(20, {"eval/mIoU": 0.4, "eval/IoU/road": 0.4, "eval/IoU/sky": None})
+    image, ids = np.zeros((12, 16, 3), np.uint8), np.ones((12, 16), np.int64)
+    run.log_pictures(20, [("a.jpg", image, ids, ids * 255), ("b.jpg", image[:9], ids[:9], None)], NAMES)
+    run.finish(failed=False)
+
+    train, evaluation, pictures = read_history(tmp_path / "run")
+    assert (train["step"], train["train/loss"], train["train/loss_ce"]) == (10, 0.5, 0.5)
+    assert "train/grad_norm" not in train
+    assert (evaluation["step"], evaluation["eval/mIoU"], evaluation["eval/IoU/road"]) == (20, 0.4, 0.4)
+    assert evaluation["eval/IoU_table.nrows"] == 2
+    assert (pictures["predictions/a.width"], pictures["predictions/b.height"]) == (16, 9)
+    assert "predictions/a.masks.ground_truth.path" in pictures
+    assert "predictions/b.masks.prediction.path" in pictures
+    assert "predictions/b.masks.ground_truth.path" not in pictures
+    files = list((tmp_path / "run").rglob("media/images/**/*.png"))
+    assert len(files) == 2 + 3  # images and masks
+    folder = next((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert lines == [f"wandb offline: upload with  wandb sync {folder}"]
+
+
+def test_config_and_project_are_in_the_run(tmp_path):
+    start(tmp_path / "run", [], project="mine").finish(failed=True)
+
+    records = list(read_records(next((tmp_path / "run").rglob("*.wandb"))))
+    (run,) = [record.run for record in records if record.HasField("run")]
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert run.project == "mine"
+    assert config["optimizer"] == {"lr": 1e-3}
+    assert config["crop"] == [504, 504]
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [1]
+
+
+def test_a_resume_goes_on_in_the_same_run_and_a_fresh_start_does_not(tmp_path):
+    ids = []
+    for resumed in (False, True, False):
+        start(tmp_path / "run", [], resumed=resumed).finish(failed=False)
+        ids.append((tmp_path / "run" / "wandb_run_id").read_text())
+
+    assert ids[0] == ids[1] != ids[2]
+    assert len(list((tmp_path / "run").glob(f"wandb/offline-run-*-{ids[0].strip()}"))) >= 1
+
+
+@pytest.mark.parametrize("how", ["setting", "environment"])
+def test_switched_off_it_leaves_no_trace(tmp_path, monkeypatch, how):
+    if how == "environment":
+        monkeypatch.setenv("WANDB_MODE", "disabled")
+    lines = []
+
+    assert start(tmp_path / "run", lines, enabled=how != "setting") is None
+    assert lines == []
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_online_without_a_key_records_offline_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    lines = []
+    start(tmp_path / "run", lines).finish(failed=False)
+
+    assert "warning: WANDB_MODE is online but no wandb API key is configured" in lines[0]
+    assert lines[1].startswith("wandb offline: ")
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
+    with socket.socket() as hole:
+        hole.bind(("127.0.0.1", 0))
+        hole.listen()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{hole.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        wandb.teardown()
+        lines = []
+        run = start(tmp_path / "run", lines, init_timeout_s=2)
+        run.log_step({"step": 1, "loss": 0.5})
+        run.finish(failed=False)
+
+    assert lines[0].startswith("warning: wandb could not go online (")
+    assert lines[1].startswith("wandb offline: ")
+    assert [row["train/loss"] for row in read_history(tmp_path / "run")] == [0.5]
+
+
+def test_a_start_that_fails_altogether_is_one_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(wandb, "init", lambda **_: (_ for _ in ()).throw(RuntimeError("no service")))
+    lines = []
+
+    assert start(tmp_path / "run", lines) is None
+    assert lines == ["warning: wandb could not be started (RuntimeError: no service). Training goes on without it."]
+
+
+def test_failures_while_logging_are_told_once_and_raise_nothing():
+    class Broken:
+        def __getattr__(self, name):
+            raise BrokenPipeError(name)
+
+    lines = []
+    run = WandbRun(Broken(), lines.append)
+    run.log_step({"step": 1, "loss": 0.5})
+    run.log_evaluation(1, {"eval/mIoU": 0.1})
+    run.log_pictures(1, [], NAMES)
+    run.finish(failed=False)
+
+    assert lines == ["wandb failed (BrokenPipeError: define_metric). Training goes on; metrics.jsonl is complete."]
