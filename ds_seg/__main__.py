@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from ds_seg import __version__, distributed
@@ -13,6 +14,7 @@ from ds_seg.errors import EXIT_FAULT, DsSegError
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, run the command, and end the process with its exit code."""
+    _hush_third_parties()
     from ds_seg.commands import add_commands
 
     parser = argparse.ArgumentParser(
@@ -40,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise
     distributed.shutdown()
     sys.exit(code)
+
+
+def _hush_third_parties() -> None:
+    """Hide warnings that a user of ds_seg can do nothing about; a user's own -W or PYTHONWARNINGS wins."""
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=r"(torch|deepspeed|mmcv|mmseg)\b")
 
 
 def _with_hyphens(arguments: Sequence[str]) -> list[str]:

@@ -101,8 +101,7 @@ class TrainingLoop:
         step_time_s = time.perf_counter() - started
         self.record.step_times_s.append(step_time_s)
         self._count(result)
-        if self.state.step == 1 or self._is_due(self.run.log_interval_steps):
-            self.tracker.log_step(self._row(result, step_time_s, waited_s))
+        self.tracker.log_step(self._row(result, step_time_s, waited_s))
         self._evaluate_and_save()
 
     def _count(self, result: StepResult) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +58,12 @@ def train(run: RunConfig) -> None:
 
     train_set, val_set = open_dataset(run, "train"), open_dataset(run, "val")
     resume_from = open_work_dir(run)
-    with _open_tracker(run, resume_from) as tracker:
+    with _open_tracker(run, resume_from, val_set) as tracker:
         weights = None if resume_from else run.load_from
         engines = build_engines(run, training=True, weights=weights, log=tracker.info)
         state = resume_training(resume_from, engines, run) if resume_from else TrainingState()
         _describe_start(run, engines, state, weights, tracker)
-        evaluate = PredictingEvaluator(run, Evaluator(run, val_set), engines, tracker)
+        evaluate = PredictingEvaluator(Evaluator(run, val_set), engines, tracker)
         loader = _build_loader(run, train_set, state, engines)
         record = TrainingLoop(run, engines, state, tracker, evaluate)(loader)
         _write_end(run, engines, state, record, resume_from, tracker)
@@ -69,11 +71,12 @@ def train(run: RunConfig) -> None:
         raise StoppedBySignal(record.stopped)
 
 
-def _open_tracker(run: RunConfig, resume_from: Path | None) -> Tracker:
+@contextlib.contextmanager
+def _open_tracker(run: RunConfig, resume_from: Path | None, val_set: Any) -> Iterator[Tracker]:
     from ds_seg.checkpoint.training_state import read_state
     from ds_seg.tracking.tracker import build_tracker
 
-    return build_tracker(
+    tracker = build_tracker(
         run.work_dir,
         is_main=distributed.is_main(),
         total_steps=run.schedule.max_steps,
@@ -81,7 +84,15 @@ def _open_tracker(run: RunConfig, resume_from: Path | None) -> Tracker:
         wandb_settings=run.wandb,
         resume_step=read_state(resume_from)["state"]["step"] if resume_from else 0,
         run_config={"name": run.name, "config": run.mmseg.to_dict(), "deepspeed": run.deepspeed},
+        class_names=val_set.CLASSES,
+        palette=val_set.PALETTE,
     )
+    status = "failed"
+    try:
+        yield tracker
+        status = "done"
+    finally:
+        tracker.close(status)
 
 
 def _describe_start(run: RunConfig, engines: Engines, state: TrainingState, weights: str | None, tracker: Tracker) -> None:

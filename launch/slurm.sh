@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=ds_seg
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --signal=TERM@180
+#SBATCH --requeue
+# Train under Slurm, one task a GPU:
+#
+#   sbatch --nodes 2 launch/slurm.sh RUN [ds-seg train options]
+#
+# A run that is stopped saves first and ends with 75; `--resume auto` makes the requeued job go on with it.
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+if [ $# -eq 0 ]; then
+  echo "usage: sbatch launch/slurm.sh RUN [ds-seg train options]" >&2
+  exit 2
+fi
+[ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR
+export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+code=0
+srun --kill-on-bad-exit=1 python -m ds_seg train "$@" --resume auto || code=$?
+if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit "$code"
