@@ -9,12 +9,16 @@ Shape legend: B samples of a micro-batch, H and W px of a crop; 1 and 3 are chan
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import functools
+import multiprocessing
+import os
 import random
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Any, NamedTuple, cast
 
 import cv2
@@ -28,6 +32,10 @@ from ds_seg.data.lint import find_pair_faults, read_image_size
 from ds_seg.errors import ConfigError, DataError
 
 from mmcv.parallel import DataContainer  # isort: skip
+
+
+_main_exits = multiprocessing.get_context("fork").RawValue("b", 0)
+"""In memory that worker processes share with this one."""
 
 
 class MicroBatch(NamedTuple):
@@ -245,9 +253,21 @@ def _build_loader(
 def _init_worker(_worker_id: int) -> None:
     cv2.setNumThreads(0)
     cv2.ocl.setUseOpenCL(False)
-    # Ctrl-C and a scheduler's SIGTERM reach workers too; the main process saves first, then ends them.
+    # Ctrl-C, schedulers and the deepspeed launcher signal workers too, but the main process still needs them
+    # until it has saved; it ends them itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_if_main_exits)
+
+
+def _end_if_main_exits(_signal_number: int, _frame: FrameType | None) -> None:
+    if _main_exits.value:
+        os._exit(0)
+
+
+@atexit.register
+def _let_workers_end() -> None:
+    """Runs before multiprocessing's own exit function, which sends SIGTERM to every worker left and waits."""
+    _main_exits.value = 1
 
 
 def _raise_failures(loader: DataLoader) -> Iterator[Any]:

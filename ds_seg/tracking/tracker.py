@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_seg.config.sections import WandbSettings
 from ds_seg.evaluation.pictures import Palette, Picture, draw_comparison, save_picture
 from ds_seg.tracking.console import Console
 from ds_seg.tracking.metrics_log import MetricsLog
-from ds_seg.tracking.wandb_run import WandbRun, WandbSettings, start_wandb
+from ds_seg.tracking.wandb_run import WandbRun, start_wandb
 
 
 class Tracker:

@@ -6,13 +6,13 @@ import netrc
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 import numpy as np
 
+from ds_seg.config.sections import WandbSettings
 from ds_seg.evaluation.pictures import Picture
 from ds_seg.tracking.files import to_json_value, write_text_atomic
 
@@ -20,26 +20,9 @@ if TYPE_CHECKING:
     import wandb
 
 _IGNORED_ID = 255
+_INIT_TIMEOUT_S = 60.0
 _FINISH_TIMEOUT_S = 600.0
-
-
-@dataclass(frozen=True)
-class WandbSettings:
-    """How a run appears in wandb; the environment's WANDB_* variables hold as everywhere.
-
-    Attributes:
-        enabled: False leaves wandb out, as WANDB_MODE=disabled does.
-        project: Name of the project.
-        name: Of the run; None lets wandb invent one.
-        tags: Labels of the run.
-        init_timeout_s: After which an unreachable server is given up for an offline run, seconds.
-    """
-
-    enabled: bool = True
-    project: str = "ds_seg"
-    name: str | None = None
-    tags: tuple[str, ...] = ()
-    init_timeout_s: float = 60.0
+_OUR_ARGUMENTS = ("config", "dir", "id", "resume", "settings")
 
 
 class WandbRun:
@@ -118,7 +101,8 @@ def start_wandb(
 
     Args:
         work_dir: Where wandb keeps its files, and where the run's id is remembered for a resume.
-        settings: See there. WANDB_MODE in the environment decides before the presence of a key.
+        settings: Their `init_kwargs` go to wandb.init. WANDB_MODE, then their `mode`, decide before the presence
+            of a key.
         run_config: Shown as the run's config.
         resumed: Continue the run whose id is in work_dir.
         info: Prints the line that says where the run is.
@@ -127,9 +111,12 @@ def start_wandb(
     Returns:
         The run, or None if it is switched off or could not be started at all.
     """
-    wanted = os.environ.get("WANDB_MODE", "")
+    wanted = os.environ.get("WANDB_MODE") or settings.init_kwargs.get("mode") or ""
     if not settings.enabled or wanted == "disabled":
         return None
+    ours = sorted(set(_OUR_ARGUMENTS) & set(settings.init_kwargs))
+    if ours:
+        warn(f"log_config: init_kwargs {ours} of the WandbLoggerHook are ignored; the work dir decides them.")
     try:
         import wandb
 
@@ -187,17 +174,19 @@ def _init(
 ) -> wandb.Run:
     import wandb
 
-    quiet: dict[str, Any] = {"init_timeout": settings.init_timeout_s}
+    quiet: dict[str, Any] = {}
+    if "WANDB_INIT_TIMEOUT" not in os.environ:
+        quiet["init_timeout"] = _INIT_TIMEOUT_S
     if "WANDB_SILENT" not in os.environ:
         quiet["silent"] = True
     if "WANDB_CONSOLE" not in os.environ:
         quiet["console"] = "off"  # wandb's capture of standard output tears progress bars
     if "WANDB_FINISH_TIMEOUT" not in os.environ and "finish_timeout" in wandb.Settings.model_fields:
         quiet["finish_timeout"] = _FINISH_TIMEOUT_S  # by default a lost network holds the finished job for ever
+    given = {key: value for key, value in settings.init_kwargs.items() if key not in (*_OUR_ARGUMENTS, "mode")}
+    given.setdefault("project", os.environ.get("WANDB_PROJECT", "ds_seg"))
     return wandb.init(
-        project=os.environ.get("WANDB_PROJECT", settings.project),
-        name=settings.name,
-        tags=list(settings.tags),
+        **given,
         dir=os.fspath(work_dir),
         id=run_id,
         resume="allow",

@@ -11,7 +11,8 @@ import torch
 import ds_seg.openmmlab  # noqa: F401  mmseg needs it
 from ds_seg.errors import DataError
 from ds_seg.evaluation.confusion import ConfusionMatrix
-from mmseg.core.evaluation import eval_metrics
+
+from mmseg.core.evaluation import eval_metrics  # isort: skip
 
 
 def make_maps(seed, num_classes=7, absent=(3, 5)):

@@ -13,12 +13,13 @@ import ds_seg.openmmlab  # noqa: F401  mmseg needs it
 from ds_seg.errors import ConfigError, DataError, DsSegError
 from ds_seg.evaluation.evaluate import evaluate_dataset
 from ds_seg.evaluation.lockstep import predict_images
-from mmcv import ConfigDict
-from mmcv.cnn import ConvModule
-from mmseg.core.evaluation import eval_metrics
-from mmseg.datasets import CustomDataset
-from mmseg.models import BACKBONES, HEADS, build_segmentor
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+
+from mmcv import ConfigDict  # isort: skip
+from mmcv.cnn import ConvModule  # isort: skip
+from mmseg.core.evaluation import eval_metrics  # isort: skip
+from mmseg.datasets import CustomDataset  # isort: skip
+from mmseg.models import BACKBONES, HEADS, build_segmentor  # isort: skip
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead  # isort: skip
 
 CLASSES = ("road", "sky", "tree", "car", "sign")
 SIZES = [(40, 150), (150, 40), (64, 64), (20, 22), (97, 203)]

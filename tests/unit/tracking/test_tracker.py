@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ds_seg.config.sections import WandbSettings
 from ds_seg.evaluation.pictures import load_rgb
 from ds_seg.tracking.metrics_log import read_metrics
 from ds_seg.tracking.tracker import build_tracker
-from ds_seg.tracking.wandb_run import WandbSettings
 
 
 def build(work_dir, *, is_main=True, resume_step=0, log_interval=5):

@@ -12,13 +12,15 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
-from ds_seg.tracking.wandb_run import WandbRun, WandbSettings, start_wandb
+from ds_seg.config.sections import WandbSettings
+from ds_seg.tracking.wandb_run import WandbRun, start_wandb
 
 NAMES = ("road", "sky")
 
 
 def read_records(path):
     """The protobuf records of a .wandb file (LevelDB's log format: 32 KiB blocks, 7-byte headers)."""
+    wandb.teardown()  # its service may write the file a moment after the run has finished
     content, position, parts = Path(path).read_bytes(), 7, []
     while position + 7 <= len(content):
         room = 32768 - position % 32768
@@ -57,11 +59,11 @@ def no_account(monkeypatch, tmp_path):
     wandb.teardown()
 
 
-def start(work_dir, lines, *, resumed=False, **settings):
+def start(work_dir, lines, *, resumed=False, enabled=True, **init_kwargs):
     work_dir.mkdir(exist_ok=True)
     return start_wandb(
         work_dir,
-        WandbSettings(**settings),
+        WandbSettings(enabled, init_kwargs),
         {"optimizer": {"lr": 1e-3}, "crop": (504, 504)},
         resumed=resumed,
         info=lines.append,
@@ -115,13 +117,15 @@ def test_a_resume_goes_on_in_the_same_run_and_a_fresh_start_does_not(tmp_path):
     assert len(list((tmp_path / "run").glob(f"wandb/offline-run-*-{ids[0].strip()}"))) >= 1
 
 
-@pytest.mark.parametrize("how", ["setting", "environment"])
+@pytest.mark.parametrize("how", ["setting", "mode", "environment"])
 def test_switched_off_it_leaves_no_trace(tmp_path, monkeypatch, how):
     if how == "environment":
         monkeypatch.setenv("WANDB_MODE", "disabled")
     lines = []
 
-    assert start(tmp_path / "run", lines, enabled=how != "setting") is None
+    options = {"setting": {"enabled": False}, "mode": {"mode": "disabled"}, "environment": {}}[how]
+
+    assert start(tmp_path / "run", lines, **options) is None
     assert lines == []
     assert list((tmp_path / "run").iterdir()) == []
 
@@ -135,6 +139,15 @@ def test_online_without_a_key_records_offline_and_says_so(tmp_path, monkeypatch)
     assert lines[1].startswith("wandb offline: ")
 
 
+def test_arguments_that_the_work_dir_decides_are_named(tmp_path):
+    lines = []
+    start(tmp_path / "run", lines, id="mine", name="a name").finish(failed=False)
+
+    assert lines[0] == (
+        "warning: log_config: init_kwargs ['id'] of the WandbLoggerHook are ignored; the work dir decides them."
+    )
+
+
 def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
     with socket.socket() as hole:
         hole.bind(("127.0.0.1", 0))
@@ -143,7 +156,8 @@ def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
         wandb.teardown()
         lines = []
-        run = start(tmp_path / "run", lines, init_timeout_s=2)
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
+        run = start(tmp_path / "run", lines)
         run.log_step({"step": 1, "loss": 0.5})
         run.finish(failed=False)
 
