@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from tqdm import tqdm
 
 from ds_seg import distributed
 from ds_seg.checkpoint import load_weights_from_checkpoint, resolve_checkpoint
@@ -23,6 +22,7 @@ from ds_seg.evaluation.evaluate import EvaluationResult, InferenceOptions, evalu
 from ds_seg.evaluation.lockstep import Prediction, predict_images
 from ds_seg.models.heads import SegmentationHeads
 from ds_seg.models.load_weights import load_backbone_weights
+from ds_seg.tracking.console import track_images
 
 Log = Callable[[str], None]
 OnPrediction = Callable[[Prediction, np.ndarray], None]
@@ -89,9 +89,8 @@ def predict_dataset(
     run: RunConfig, engines: Engines, dataset: Any, *, window_batch: int | None = None
 ) -> Iterator[Prediction]:
     """Segment this rank's share of a dataset; a collective over all ranks, who must all exhaust the iterator."""
-    with tqdm(total=len(dataset), desc="segmenting", unit="image", disable=not distributed.is_main()) as bar:
-        options = _inference_options(run, engines, window_batch, bar)
-        yield from predict_images(_own_samples(run, dataset), engines.encode_decode, **options)
+    options = _inference_options(run, engines, dataset, window_batch, label="segmenting")
+    return predict_images(_own_samples(run, dataset), engines.encode_decode, **options)
 
 
 class Evaluator:
@@ -102,18 +101,17 @@ class Evaluator:
 
     def __call__(self, engines: Engines, on_prediction: OnPrediction | None = None) -> EvaluationResult:
         """Segment the whole dataset and compare it with its annotations; a collective over all ranks."""
-        with tqdm(total=len(self.dataset), desc="evaluating", unit="image", disable=not distributed.is_main()) as bar:
-            return evaluate_dataset(
-                self.dataset,
-                _own_samples(self.run, self.dataset),
-                engines.encode_decode,
-                num_classes=engines.heads.num_classes,
-                class_names=self.dataset.CLASSES,
-                load_label=lambda index: load_ground_truth(self.dataset, index),
-                ignore_index=leaf_datasets(self.dataset)[0].ignore_index,
-                on_prediction=on_prediction,
-                **_inference_options(self.run, engines, self.window_batch, bar),
-            )
+        return evaluate_dataset(
+            self.dataset,
+            _own_samples(self.run, self.dataset),
+            engines.encode_decode,
+            num_classes=engines.heads.num_classes,
+            class_names=self.dataset.CLASSES,
+            load_label=lambda index: load_ground_truth(self.dataset, index),
+            ignore_index=leaf_datasets(self.dataset)[0].ignore_index,
+            on_prediction=on_prediction,
+            **_inference_options(self.run, engines, self.dataset, self.window_batch, label="evaluating"),
+        )
 
 
 def enable_test_time_augmentation(run: RunConfig, role: str) -> None:
@@ -130,14 +128,18 @@ def enable_test_time_augmentation(run: RunConfig, role: str) -> None:
     raise ConfigError(f"--tta: data.{role}.pipeline has no MultiScaleFlipAug step. Add one, as ds_configs/datasets do.")
 
 
+def _own_indices(dataset: Any) -> range:
+    return range(distributed.rank(), len(dataset), distributed.world_size())
+
+
 def _own_samples(run: RunConfig, dataset: Any) -> Iterator[TestSample]:
-    indices = range(distributed.rank(), len(dataset), distributed.world_size())
-    return build_test_items(dataset, indices, num_workers=run.workers)
+    return build_test_items(dataset, _own_indices(dataset), num_workers=run.workers)
 
 
-def _inference_options(run: RunConfig, engines: Engines, window_batch: int | None, bar: tqdm) -> InferenceOptions:
+def _inference_options(
+    run: RunConfig, engines: Engines, dataset: Any, window_batch: int | None, *, label: str
+) -> InferenceOptions:
     engines.train(False)
-    world_size = distributed.world_size()
     return {
         "test_cfg": run.model.test_cfg,
         "out_channels": engines.heads.out_channels,
@@ -145,6 +147,6 @@ def _inference_options(run: RunConfig, engines: Engines, window_batch: int | Non
         "window_batch": window_batch or run.window_batch,
         "device": engines.device,
         "patch_size": run.patch_size,
-        "progress": lambda done: bar.update(min(done * world_size, bar.total) - bar.n),
+        "progress": track_images(len(_own_indices(dataset)), label) if distributed.is_main() else None,
         "threshold": engines.heads.decode_head.threshold or 0.3,
     }

@@ -13,4 +13,4 @@ lr_config = dict(policy="poly", warmup="linear", warmup_iters=30, warmup_ratio=0
 runner = dict(type="IterBasedRunner", max_iters=400)
 log_config = dict(interval=10)
 checkpoint_config = dict(interval=200)
-evaluation = dict(interval=200)
+evaluation = dict(interval=100)

@@ -57,4 +57,4 @@ def _launcher() -> list[str]:
     deepspeed = str(beside_python) if beside_python.exists() else shutil.which("deepspeed") or "deepspeed"
     from ds_seg.distributed import free_port
 
-    return [deepspeed, "--num_accelerators", str(processes), "--master_port", str(free_port())]
+    return [deepspeed, "--log_level", "error", "--num_accelerators", str(processes), "--master_port", str(free_port())]

@@ -50,7 +50,7 @@ def validate_annotations(
     pairs = [(leaf, index) for leaf in leaf_datasets(dataset) for index in range(len(leaf))][rank::world_size]
     with ThreadPoolExecutor(threads) as pool:
         results = pool.map(lambda pair: find_pair_faults(pair[0], pair[1], num_classes), pairs)
-        checked = tqdm(results, total=len(pairs), desc="checking files", unit="file", disable=not progress)
+        checked = tqdm(results, total=len(pairs), desc="checking files", unit="file", disable=None if progress else True)
         faults_by_pair = [faults for faults in checked if faults]
     if not faults_by_pair:
         return

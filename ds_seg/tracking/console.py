@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-_EVALUATION_LINE_EVERY_S = 15.0
+_LINE_EVERY_S = 15.0
 
 
 class Console:
@@ -27,7 +27,7 @@ class Console:
         self._stream = stream if stream is not None else sys.stdout
         self._started = time.perf_counter()
         self._miou: float | None = None
-        self._bar = self._make_bar(total_steps, "training", first_step) if self._stream.isatty() else None
+        self._bar = _make_bar(total_steps, "training", first_step, self._stream) if self._stream.isatty() else None
 
     def info(self, text: str) -> None:
         """Print a message without breaking the bar."""
@@ -55,34 +55,6 @@ class Console:
         self._miou = metrics.get("eval/mIoU")
         self.info(f"evaluation at step {step}\n{table}")
 
-    def track_images(self, total: int) -> Callable[[int], None]:
-        """A callback for `predict_images(progress=...)`: a second bar, or a line every 15 s.
-
-        Args:
-            total: Images of this rank.
-
-        Returns:
-            To be called with the number of images done.
-        """
-        if self._bar is not None:
-            bar = self._make_bar(total, "evaluating", 0)
-
-            def move(done: int) -> None:
-                bar.update(done - bar.n)
-                if done == total:
-                    bar.close()
-
-            return move
-        last_line = time.perf_counter()
-
-        def print_line(done: int) -> None:
-            nonlocal last_line
-            if time.perf_counter() - last_line >= _EVALUATION_LINE_EVERY_S:
-                last_line = time.perf_counter()
-                self.info(f"evaluating  {done}/{total} images")
-
-        return print_line
-
     def close(self) -> None:
         """Take the bar down."""
         if self._bar is not None:
@@ -92,10 +64,42 @@ class Console:
         done = max(step - self._first_step, 1)
         return (time.perf_counter() - self._started) / done * (self._total_steps - step)
 
-    def _make_bar(self, total: int, label: str, initial: int) -> tqdm:
-        return tqdm(
-            total=total, initial=initial, desc=label, file=self._stream, dynamic_ncols=True, leave=label == "training"
-        )
+
+def track_images(total: int, label: str, stream: TextIO | None = None) -> Callable[[int], None]:
+    """A callback that shows how many images are done: a bar on a terminal, a line every 15 s in a file.
+
+    Args:
+        total: Images of this rank.
+        label: What is done to them.
+        stream: Where to print; standard output by default.
+
+    Returns:
+        To be called with the number of images done.
+    """
+    stream = stream if stream is not None else sys.stdout
+    if stream.isatty():
+        bar = _make_bar(total, label, 0, stream)
+
+        def move(done: int) -> None:
+            bar.update(done - bar.n)
+            if done == total:
+                bar.close()
+
+        return move
+    last_line = time.perf_counter()
+
+    def print_line(done: int) -> None:
+        nonlocal last_line
+        if time.perf_counter() - last_line >= _LINE_EVERY_S:
+            last_line = time.perf_counter()
+            print(f"{label}  {done}/{total} images of this rank", file=stream, flush=True)
+
+    return print_line
+
+
+def _make_bar(total: int, label: str, initial: int, stream: TextIO) -> tqdm:
+    leave = label == "training"
+    return tqdm(total=total, initial=initial, desc=label, file=stream, dynamic_ncols=True, leave=leave)
 
 
 def format_row(row: Mapping[str, Any], miou: float | None = None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,6 @@ class Tracker:
 
     def log_pictures(self, step: int, pictures: Sequence[Picture]) -> None:
         """Record predictions as pictures; those of an earlier step with the same name are replaced on disk."""
-
-    def track_images(self, total: int) -> Callable[[int], None] | None:
-        """A callback for `predict_images(progress=...)` over this rank's `total` images."""
-        return None
 
     def close(self, status: str) -> None:
         """End the records; a status other than `done` marks the wandb run as failed."""
@@ -107,10 +103,6 @@ class MainTracker(Tracker):
             save_picture(comparison_HW3, self._work_dir / "predictions" / f"{Path(name).stem}.png")
         if self._wandb is not None:
             self._wandb.log_pictures(step, pictures, self._class_names)
-
-    def track_images(self, total: int) -> Callable[[int], None] | None:
-        """A callback that shows how many images are evaluated."""
-        return self._console.track_images(total)
 
     def close(self, status: str) -> None:
         """Close the files, the bar and the wandb run."""

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from ds_seg.tracking import console as console_module
-from ds_seg.tracking.console import Console, format_row
+from ds_seg.tracking.console import Console, track_images, format_row
 
 ROW = {"step": 40, "loss": 0.5119, "lr_min": 1e-4, "lr_max": 5e-4, "grad_norm": 1.234, "grad_norm_clipped": 1.0}
 ROW |= {"images_per_s": 12.34, "memory_gib": 0.91}
@@ -68,7 +68,7 @@ def test_a_terminal_gets_a_bar_with_the_same_facts_and_messages_above_it():
     console = Console(200, first_step=10, stream=stream)
     console.log_step(ROW)
     console.warn("look here")
-    move = console.track_images(3)
+    move = track_images(3, "evaluating", stream)
     for done in (1, 2, 3):
         move(done)
     console.close()
@@ -83,10 +83,10 @@ def test_a_terminal_gets_a_bar_with_the_same_facts_and_messages_above_it():
 
 def test_evaluation_in_a_file_prints_a_line_now_and_then(clock):
     stream = io.StringIO()
-    move = Console(200, stream=stream).track_images(100)
+    move = track_images(100, "evaluating", stream)
     for done in range(1, 101):
         clock[0] += 1
         move(done)
 
-    assert stream.getvalue().splitlines()[0] == "evaluating  15/100 images"
+    assert stream.getvalue().splitlines()[0] == "evaluating  15/100 images of this rank"
     assert len(stream.getvalue().splitlines()) == 6
