@@ -76,9 +76,7 @@ def initialize() -> None:
         torch.cuda.set_device(device())
     rendezvous = dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT)
     _store, _, _ = next(iter(rendezvous))
-    dist.init_process_group(
-        backend(), store=_store, rank=rank(), world_size=world_size(), timeout=COLLECTIVE_TIMEOUT
-    )
+    dist.init_process_group(backend(), store=_store, rank=rank(), world_size=world_size(), timeout=COLLECTIVE_TIMEOUT)
     import deepspeed.comm
 
     with contextlib.redirect_stdout(io.StringIO()):  # every rank would report that a helper was built

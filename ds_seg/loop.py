@@ -160,9 +160,10 @@ class TrainingLoop:
         return self._saved
 
     def _stop(self, reason: str) -> str:
+        folder = self._save()
         return (
-            f"Stopped by {reason} after step {self.state.step} of {self.run.schedule.max_steps}; everything is saved in "
-            f"{self._save()}. Run the same command with --resume auto to go on."
+            f"Stopped by {reason} after step {self.state.step} of {self.run.schedule.max_steps}; everything is saved "
+            f"in {folder}. Run the same command with --resume auto to go on."
         )
 
     def _is_due(self, interval_steps: int) -> bool:

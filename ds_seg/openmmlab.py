@@ -21,7 +21,8 @@ from collections.abc import Callable
 import torch
 
 BUILD_OPS_COMMAND = (
-    "MMCV_WITH_OPS=1 pip install --no-binary mmcv-full --no-build-isolation --force-reinstall --no-deps mmcv-full==1.7.2"
+    "pip install 'setuptools<81' wheel && MMCV_WITH_OPS=1 pip install --no-binary mmcv-full --no-build-isolation "
+    "--force-reinstall --no-deps mmcv-full==1.7.2"
 )
 
 _TORCHVISION_SCHEMAS = (
@@ -33,8 +34,6 @@ _torchvision_library: torch.library.Library | None = None
 
 class MissingOps(types.ModuleType):
     """Stand-in for `mmcv._ext`: every operator exists and raises when called."""
-
-    __path__: list[str] = []
 
     def __getattr__(self, name: str) -> Callable[..., object]:
         if name.startswith("__"):

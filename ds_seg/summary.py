@@ -32,7 +32,9 @@ def measure_summary(
         resumed_from: the checkpoint the run went on from.
     """
     peaks = distributed.gather_objects(memory_gib())
-    rows = [row for row in read_metrics(run.work_dir / "metrics.jsonl") if "loss" in row] if distributed.is_main() else []
+    rows = (
+        [row for row in read_metrics(run.work_dir / "metrics.jsonl") if "loss" in row] if distributed.is_main() else []
+    )
     result = record.evaluation
     scores = result.metrics() if result else {}
     times = record.step_times_s[1:] or record.step_times_s  # the first step also allocates and compiles

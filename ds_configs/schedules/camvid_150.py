@@ -8,7 +8,9 @@ optimizer = dict(
     weight_decay=0.05,
     paramwise_cfg=dict(custom_keys=dict(decode_head=dict(lr_mult=10.0))),
 )
-lr_config = dict(policy="poly", warmup="linear", warmup_iters=15, warmup_ratio=0.1, power=1.0, min_lr=0.0, by_epoch=False)
+lr_config = dict(
+    policy="poly", warmup="linear", warmup_iters=15, warmup_ratio=0.1, power=1.0, min_lr=0.0, by_epoch=False
+)
 runner = dict(type="IterBasedRunner", max_iters=150)
 log_config = dict(interval=1)
 checkpoint_config = dict(interval=150)

@@ -7,8 +7,8 @@ import io
 from pathlib import Path
 
 import torch
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import nn
 
 from ds_seg import distributed
@@ -18,8 +18,8 @@ from ds_seg.checkpoint.training_state import TrainingState, read_state, validate
 from ds_seg.config import RunConfig
 from ds_seg.engine.engines import Engines
 from ds_seg.errors import CheckpointError
-from ds_seg.models.load_weights import load_backbone_weights
 from ds_seg.models.heads import SegmentationHeads
+from ds_seg.models.load_weights import load_backbone_weights
 
 
 def resume_training(folder: Path, engines: Engines, run: RunConfig) -> TrainingState:

@@ -62,7 +62,7 @@ def resolve_checkpoint(given: str) -> Path:
             return complete[-1]
     state = "does not exist" if not path.exists() else "holds no complete checkpoint"
     raise CheckpointError(
-        f"CHECKPOINT '{given}' {state}. Name a folder like WORK_DIR/checkpoints/step_000100, or a work dir that has one."
+        f"CHECKPOINT '{given}' {state}. Name a folder like WORK_DIR/checkpoints/step_000100, or a work dir with one."
     )
 
 

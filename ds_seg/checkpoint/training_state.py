@@ -26,7 +26,7 @@ class TrainingState:
     scheduled_steps: int = 0
     """Steps that were not skipped: the position of the schedule."""
     skipped_steps: int = 0
-    best_mIoU: float | None = None  # noqa: N815
+    best_mIoU: float | None = None
     best_checkpoint: str | None = None
 
 

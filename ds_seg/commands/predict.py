@@ -28,7 +28,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint folder, or a work dir: its newest one")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="images, or folders that are searched through")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where masks and overlays go")
-    parser.add_argument("--opacity", type=float, default=0.55, help="of the classes in overlays, 0 to 1 (default: 0.55)")
+    parser.add_argument(
+        "--opacity", type=float, default=0.55, help="of the classes in overlays, 0 to 1 (default: 0.55)"
+    )
     parser.set_defaults(run=run)
 
 

@@ -95,7 +95,9 @@ def _open_tracker(run: RunConfig, resume_from: Path | None, val_set: Any) -> Ite
         tracker.close(status)
 
 
-def _describe_start(run: RunConfig, engines: Engines, state: TrainingState, weights: str | None, tracker: Tracker) -> None:
+def _describe_start(
+    run: RunConfig, engines: Engines, state: TrainingState, weights: str | None, tracker: Tracker
+) -> None:
     from ds_seg.engine.groups import format_groups
     from ds_seg.summary import describe_backbone, describe_heads
 

@@ -18,8 +18,8 @@ _KNOWN_KEYS = frozenset(
     train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps bf16 zero_optimization
     communication_data_type data_types prescale_gradients gradient_predivide_factor sparse_gradients
     steps_per_print wall_clock_breakdown memory_breakdown dump_state zero_allow_untested_optimizer
-    zero_force_ds_cpu_optimizer flops_profiler comms_logger torch_autocast aio checkpoint seq_parallel_communication_data_type
-    gradient_clipping optimizer scheduler fp16 amp
+    zero_force_ds_cpu_optimizer flops_profiler comms_logger torch_autocast aio checkpoint
+    seq_parallel_communication_data_type gradient_clipping optimizer scheduler fp16 amp
     """.split()
 )
 _BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")

@@ -188,10 +188,10 @@ def _accumulation(config: Config, micro_batch: int, cumulative_iters: int, world
 
 def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:
     max_steps = config.runner.get("max_iters", 1)
-    known = ("interval", "metric", "save_best", "pre_eval", "by_epoch", "window_batch")
-    evaluation = faults.section("evaluation", config.get("evaluation"), known)
-    known = ("interval", "by_epoch", "max_keep_ckpts")
-    checkpoint = faults.section("checkpoint_config", config.get("checkpoint_config"), known)
+    evaluation_keys = ("interval", "metric", "save_best", "pre_eval", "by_epoch", "window_batch")
+    evaluation = faults.section("evaluation", config.get("evaluation"), evaluation_keys)
+    checkpoint_keys = ("interval", "by_epoch", "max_keep_ckpts")
+    checkpoint = faults.section("checkpoint_config", config.get("checkpoint_config"), checkpoint_keys)
     for name, section in (("evaluation", evaluation), ("checkpoint_config", checkpoint)):
         if section.get("by_epoch", False):
             faults.add(f"{name}.by_epoch", "got True; intervals are in iterations here, so it must be False.")
@@ -261,4 +261,3 @@ def _check_multiple(where: str, size: Any, backbone: Mapping[str, Any], faults: 
         faults.add(
             where, f"got {tuple(sizes)}, want multiples of the backbone's {patch} px patch; the nearest are {nearest}."
         )
-

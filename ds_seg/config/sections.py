@@ -61,10 +61,10 @@ def read_optimizer(given: Any, depth: int, faults: Faults) -> OptimizerSettings:
     if not (isinstance(betas, (tuple, list)) and len(betas) == 2 and all(_is_fraction(beta) for beta in betas)):
         faults.add("optimizer.betas", f"got {betas!r}, want two numbers from 0 up to below 1.")
         betas = (0.9, 0.999)
-    known = ("custom_keys", "decay_embeddings")
+    paramwise_keys = ["custom_keys", "decay_embeddings"]
     if constructor == LAYER_DECAY_CONSTRUCTOR:
-        known += ("num_layers", "layer_decay_rate")
-    paramwise = faults.section("optimizer.paramwise_cfg", section.get("paramwise_cfg"), known)
+        paramwise_keys += ["num_layers", "layer_decay_rate"]
+    paramwise = faults.section("optimizer.paramwise_cfg", section.get("paramwise_cfg"), paramwise_keys)
     return OptimizerSettings(
         lr=faults.number("optimizer.lr", section, 1e-4, minimum=0.0),
         betas=(float(betas[0]), float(betas[1])),
@@ -107,14 +107,14 @@ def read_optimizer_config(given: Any, faults: Faults) -> tuple[float | None, int
     section = faults.section("optimizer_config", given, ("type", "grad_clip", "cumulative_iters"))
     hook = section.get("type", "OptimizerHook")
     if hook not in ("OptimizerHook", "GradientCumulativeOptimizerHook"):
-        faults.add(
-            "optimizer_config.type", f"got {hook!r}, want 'OptimizerHook' or 'GradientCumulativeOptimizerHook'."
-        )
+        faults.add("optimizer_config.type", f"got {hook!r}, want 'OptimizerHook' or 'GradientCumulativeOptimizerHook'.")
     clip = faults.section("optimizer_config.grad_clip", section.get("grad_clip"), ("max_norm", "norm_type"))
     clip_norm = None
     if clip:
         if clip.get("norm_type", 2) != 2:
-            faults.add("optimizer_config.grad_clip.norm_type", f"got {clip['norm_type']!r}; the joint norm is the 2-norm.")
+            faults.add(
+                "optimizer_config.grad_clip.norm_type", f"got {clip['norm_type']!r}; the joint norm is the 2-norm."
+            )
         clip_norm = float(faults.number("optimizer_config.grad_clip.max_norm", clip, 1.0, minimum=1e-12))
     return clip_norm, faults.integer("optimizer_config.cumulative_iters", section, 1, minimum=1)
 

@@ -9,6 +9,7 @@ Shape legend: H, W are an image's height and width in px.
 from __future__ import annotations
 
 import io
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -50,7 +51,10 @@ def validate_annotations(
     pairs = [(leaf, index) for leaf in leaf_datasets(dataset) for index in range(len(leaf))][rank::world_size]
     with ThreadPoolExecutor(threads) as pool:
         results = pool.map(lambda pair: find_pair_faults(pair[0], pair[1], num_classes), pairs)
-        checked = tqdm(results, total=len(pairs), desc="checking files", unit="file", disable=None if progress else True)
+        interval_s = 0.1 if sys.stderr.isatty() else 15.0
+        checked = tqdm(
+            results, total=len(pairs), desc="checking files", unit="file", disable=not progress, mininterval=interval_s
+        )
         faults_by_pair = [faults for faults in checked if faults]
     if not faults_by_pair:
         return

@@ -30,7 +30,8 @@ class Engines:
     Attributes:
         backbone: DeepSpeed engine; its module's parameters exist only as shards.
         heads: the decode and auxiliary heads, FP32, the same on every rank.
-        head_optimizer: AdamW of `heads`, None when the engines only evaluate.
+        heads_ddp: `heads` under DistributedDataParallel; only where the engines train.
+        head_optimizer: AdamW of `heads`.
         trainable_backbone: the backbone's parameters that a step moves; empty when it is frozen.
     """
 
@@ -41,15 +42,14 @@ class Engines:
         self.trainable_backbone = [p for p in backbone.parameters() if p.requires_grad] if training else []
         self.backbone = _wrap_backbone(backbone, self.depth, run, optimize=bool(self.trainable_backbone))
         self.heads = heads.to(self.device)
-        self.head_optimizer: torch.optim.Optimizer | None = None
+        groups = build_param_groups(self.heads.named_parameters(), self.depth, run.optimizer)
+        self.head_optimizer = build_adamw(groups, run.optimizer, self.device)
         if training:
             self.heads_ddp = DistributedDataParallel(
                 self.heads,
                 device_ids=None if self.device.type == "cpu" else [self.device],
                 find_unused_parameters=run.find_unused_parameters,
             )
-            groups = build_param_groups(self.heads.named_parameters(), self.depth, run.optimizer)
-            self.head_optimizer = build_adamw(groups, run.optimizer, self.device)
 
     @property
     def head_parameters(self) -> list[nn.Parameter]:
@@ -60,7 +60,7 @@ class Engines:
     def param_groups(self) -> list[dict[str, Any]]:
         """The groups of both optimizers, as the optimizers hold them: set `lr` here."""
         groups = list(self.backbone.optimizer.param_groups) if self.trainable_backbone else []
-        return groups + (list(self.head_optimizer.param_groups) if self.head_optimizer else [])
+        return groups + list(self.head_optimizer.param_groups)
 
     def train(self, mode: bool = True) -> None:
         """Put both parts into training or evaluation mode."""
@@ -105,7 +105,7 @@ def build_modules(run: RunConfig) -> tuple[nn.Module, SegmentationHeads]:
 def build_adamw(
     groups: list[dict[str, Any]], settings: OptimizerSettings, device: torch.device
 ) -> torch.optim.Optimizer:
-    """torch's AdamW, fused on GPUs, with one set of betas for all groups."""
+    """Torch's AdamW, fused on GPUs, with one set of betas for all groups."""
     return torch.optim.AdamW(
         groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=device.type == "cuda" or None
     )

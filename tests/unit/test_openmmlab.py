@@ -73,9 +73,8 @@ def test_mmseg_imports_and_builds_a_dataset_pipeline():
 
 @pytest.mark.skipif(openmmlab.has_compiled_ops(), reason="this mmcv-full has its compiled operators")
 def test_a_missing_operator_says_how_to_build_it():
-    from mmcv.ops import sigmoid_focal_loss
-
     import torch
+    from mmcv.ops import sigmoid_focal_loss
 
     with pytest.raises(RuntimeError, match=r"sigmoid_focal_loss_forward' was called.*MMCV_WITH_OPS=1 pip install"):
         sigmoid_focal_loss(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))

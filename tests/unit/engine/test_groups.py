@@ -62,7 +62,9 @@ def test_layers_and_their_rates(named, name, layer):
 def test_weight_decay_exemptions(named):
     groups = by_name(build_param_groups(named, DEPTH, settings()))
     for name, group in groups.items():
-        exempt = name.endswith((".bias", "gamma", "norm.weight", "norm1.weight", "norm2.weight", "cls_token", "pos_embed"))
+        exempt = name.endswith(
+            (".bias", "gamma", "norm.weight", "norm1.weight", "norm2.weight", "cls_token", "pos_embed")
+        )
         assert group["weight_decay"] == (0.0 if exempt else 0.05), name
 
 

@@ -15,9 +15,7 @@ PROBE = {"in_channels": 8, "channels": 8, "num_convs": 0, "num_classes": 5, "wit
 
 def test_the_seed_pages_head_builds_as_written():
     head = build_head(
-        dict(  # noqa: C408  (the page's spelling)
-            type="FCNHead", in_channels=3200, channels=3200, num_convs=0, num_classes=150, with_norm=True
-        )
+        dict(type="FCNHead", in_channels=3200, channels=3200, num_convs=0, num_classes=150, with_norm=True)
     )
     assert type(head) is FCNHead
     assert HEADS.get("FCNHead") is FCNHead

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from ds_seg.tracking import console as console_module
-from ds_seg.tracking.console import Console, track_images, format_row
+from ds_seg.tracking.console import Console, format_row, track_images
 
 ROW = {"step": 40, "loss": 0.5119, "lr_min": 1e-4, "lr_max": 5e-4, "grad_norm": 1.234, "grad_norm_clipped": 1.0}
 ROW |= {"images_per_s": 12.34, "memory_gib": 0.91}
