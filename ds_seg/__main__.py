@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
+import traceback
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 from ds_seg import __version__, distributed
-from ds_seg.errors import EXIT_FAULT, DsSegError
+from ds_seg.errors import EXIT_FAULT, EXIT_INTERRUPTED, DsSegError
+
+_REPORT_WAIT_S = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,13 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code = args.run(args)
     except DsSegError as error:
-        _end_with(error.exit_code, f"ds-seg: {type(error).__name__}: {error}")
+        _fail(error.exit_code, f"ds-seg: {type(error).__name__}: {error}")
     except KeyboardInterrupt:
-        _end_with(130, "ds-seg: interrupted before training began; nothing to save.")
-    except (RuntimeError, OSError):
-        if distributed.world_size() > 1 and not distributed.claim_failure_report():
-            os._exit(EXIT_FAULT)  # another rank failed first and has told why; this is only the broken connection
-        raise
+        _fail(EXIT_INTERRUPTED, "ds-seg: interrupted before training began; there is nothing to save.")
+    except Exception:  # a fault of ours or of a library: one traceback, and no rank left behind
+        _fail(EXIT_FAULT, f"rank {distributed.rank()} failed:\n{traceback.format_exc()}")
     distributed.shutdown()
     sys.exit(code)
 
@@ -60,12 +63,12 @@ def _hyphenate(option: str) -> str:
     return name.replace("_", "-") + separator + value
 
 
-def _end_with(code: int, message: str) -> None:
-    """Print the message on one rank and end this process without another collective."""
+def _fail(code: int, message: str) -> NoReturn:
+    """Print the message on one rank and end every rank with this code."""
     if distributed.claim_failure_report():
         print(message, file=sys.stderr, flush=True)
-        distributed.finish_failure_report()
-    sys.stdout.flush()
+        distributed.end_all_ranks(code)
+    time.sleep(_REPORT_WAIT_S)  # the rank that reports ends this one with its own code
     os._exit(code)
 
 

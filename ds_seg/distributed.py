@@ -3,8 +3,8 @@
 Every launcher is served by one path: the deepspeed launcher, torchrun and srun set (or are translated
 to) RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; a plain process becomes a world of one.
 
-Failure is reported through the rendezvous store and not through a collective, so a rank that fails
-never makes the others wait: `claim_failure_report` lets exactly one rank print.
+Failure is reported through the rendezvous store and not through a collective: exactly one rank prints it
+(`claim_failure_report`), and all ranks end with its exit code (`end_all_ranks`), also those in a collective.
 """
 
 from __future__ import annotations
@@ -14,19 +14,28 @@ import datetime
 import io
 import os
 import socket
+import sys
+import threading
+import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from ds_seg.errors import UserError
+from ds_seg.errors import EXIT_OK, UserError
 
 T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
-_REPORT_WAIT = datetime.timedelta(seconds=10)
+_END = "ds_seg/end"
+"""Store key: the exit code of the run, set once it is known."""
+_GRACE_S = 1.0
+"""What a failed rank waits for the others to end by themselves, so that the launcher sees one exit code."""
 _store: dist.Store | None = None
+_watcher: threading.Thread | None = None
+_reporting = threading.Event()
+"""Set on the rank that ends the others, so that its own watcher leaves it the time to do so."""
 
 
 def rank() -> int:
@@ -68,7 +77,7 @@ def initialize() -> None:
     Raises:
         UserError: the launcher's environment is incomplete.
     """
-    global _store
+    global _store, _watcher
     if dist.is_initialized():
         return
     _complete_environment()
@@ -81,39 +90,68 @@ def initialize() -> None:
 
     with contextlib.redirect_stdout(io.StringIO()):  # every rank would report that a helper was built
         deepspeed.comm.init_distributed(backend(), verbose=False, dist_init_required=False)
+    _watcher = _start_watcher(_store.clone()) if world_size() > 1 else None
 
 
 def shutdown() -> None:
-    """Leave the process group if it was joined."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Leave the process group, together with all ranks, if it was joined."""
+    if not dist.is_initialized():
+        return
+    barrier()
+    if is_main() and _store is not None:
+        _store.set(_END, str(EXIT_OK))
+    if _watcher is not None:
+        _watcher.join(timeout=5)
+    barrier()
+    dist.destroy_process_group()
 
 
 def claim_failure_report() -> bool:
     """Whether this rank is the one that prints the failure; no collective is issued.
 
-    The first rank to ask gets True and must call `finish_failure_report` once it has printed. Every
-    other rank waits until that happened (at most ten seconds) and gets False, so that its own exit
-    does not make the launcher kill the rank that still has to speak.
+    The first rank to ask gets True, and so does every rank once rank 0, which keeps the list, is gone.
     """
     if _store is None:
-        return is_main() or world_size() == 1
+        return is_main()
     try:
-        if _store.add("ds_seg/failures", 1) == 1:
-            return True
-        _store.wait(["ds_seg/failure_reported"], _REPORT_WAIT)
+        return _store.add("ds_seg/failures", 1) == 1
     except (RuntimeError, dist.DistError):
-        pass  # the rank that hosts the store has reported and gone
-    return False
+        return True
 
 
-def finish_failure_report() -> None:
-    """Let the ranks that wait in `claim_failure_report` exit."""
+def end_all_ranks(code: int) -> NoReturn:
+    """End this process with `code`, and every other rank with the same code, wherever it waits.
+
+    Called by the rank that has printed a failure. Python's and torch's own clean-up is left out: it would
+    wait for ranks that no longer answer.
+    """
+    _reporting.set()
     if _store is not None:
-        try:
-            _store.set("ds_seg/failure_reported", "1")
-        except (RuntimeError, dist.DistError):
-            pass
+        with contextlib.suppress(RuntimeError, dist.DistError):
+            _store.set(_END, str(code))
+            time.sleep(_GRACE_S if world_size() > 1 else 0)
+    _exit(code)
+
+
+def _start_watcher(store: dist.Store) -> threading.Thread:
+    """Wait in the background for `_END`: a rank inside a collective would not learn of a failure elsewhere."""
+
+    def watch() -> None:
+        with contextlib.suppress(RuntimeError, dist.DistError):
+            store.wait([_END], datetime.timedelta(days=365))
+            code = int(store.get(_END))
+            if code != EXIT_OK and not _reporting.is_set():
+                _exit(code)
+
+    thread = threading.Thread(target=watch, name="ds_seg failure watcher", daemon=True)
+    thread.start()
+    return thread
+
+
+def _exit(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def barrier() -> None:

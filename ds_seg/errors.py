@@ -9,6 +9,10 @@ EXIT_STOPPED_BY_SIGNAL = 75
 """EX_TEMPFAIL: a checkpoint was saved and the scheduler may requeue the job."""
 
 
+EXIT_INTERRUPTED = 130
+"""Ctrl-C before there was anything to save: 128 + SIGINT, as shells have it."""
+
+
 class DsSegError(Exception):
     """A failure that ds_seg foresaw; its message is written for the person who runs it."""
 

@@ -145,7 +145,8 @@ class TrainingLoop:
             result = self.evaluate(self.state.step)
             self.record.evaluation = result
             self.tracker.log_evaluation(self.state.step, result.metrics(), result.table())
-            improved = self.run.save_best and result.mIoU > (self.state.best_mIoU or -1.0)
+            best = -1.0 if self.state.best_mIoU is None else self.state.best_mIoU
+            improved = self.run.save_best and result.mIoU > best
             if improved:
                 self.state.best_mIoU = result.mIoU
                 self.state.best_checkpoint = checkpoint_name(self.state.step)

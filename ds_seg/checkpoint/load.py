@@ -35,12 +35,12 @@ def resume_training(folder: Path, engines: Engines, run: RunConfig) -> TrainingS
     """
 
     def check() -> dict:
-        verify_files(folder, distributed.rank(), distributed.world_size())
         content = read_state(folder)
         validate_same_model(folder, content, engines.backbone.module, engines.heads)
         validate_same_run(folder, content, run, engines)
         return content
 
+    _verify(folder)
     content = distributed.agree(check)
     if engines.trainable_backbone:
         loaded, _ = engines.backbone.load_checkpoint(str(folder), tag=BACKBONE_TAG, load_lr_scheduler_states=False)
@@ -67,11 +67,11 @@ def load_weights_from_checkpoint(folder: Path, backbone: nn.Module, heads: Segme
     """
 
     def check() -> dict:
-        verify_files(folder, distributed.rank(), distributed.world_size())
         content = read_state(folder)
         validate_same_model(folder, content, backbone, heads)
         return content
 
+    _verify(folder)
     content = distributed.agree(check)
     if content["backbone_trained"]:
         _load_shards(folder, backbone)
@@ -81,11 +81,16 @@ def load_weights_from_checkpoint(folder: Path, backbone: nn.Module, heads: Segme
     heads.load_state_dict(parts["heads"])
 
 
+def _verify(folder: Path) -> None:
+    """Every rank reads its share, and none parses a file before all of them are known to be whole."""
+    distributed.agree(lambda: verify_files(folder, distributed.rank(), distributed.world_size()))
+
+
 @torch.no_grad()
 def _load_shards(folder: Path, backbone: nn.Module) -> None:
     state = {}
     if distributed.is_main():
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # progress bars
             state = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=BACKBONE_TAG)
     for name, parameter in backbone.named_parameters():
         with GatheredParameters([parameter], modifier_rank=0):

@@ -65,13 +65,14 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
         CheckpointError: `folder` holds no readable manifest, so it is not a complete checkpoint.
     """
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return {name: {"bytes": int(entry["bytes"]), "crc32": int(entry["crc32"])} for name, entry in listed.items()}
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder} is not a ds_seg checkpoint: it has no {MANIFEST}. Name a folder like "
             "WORK_DIR/checkpoints/step_000100, or a work dir that holds one."
         ) from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"Checkpoint {folder} is damaged: {MANIFEST} can't be read. {_remedy(folder)}") from error
 
 

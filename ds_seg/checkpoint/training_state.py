@@ -51,8 +51,17 @@ def write_state(folder: Path, state: TrainingState, run: RunConfig, engines: Eng
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The content of a checkpoint's state file."""
-    return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    """The content of a checkpoint's state file.
+
+    Raises:
+        CheckpointError: it is missing or is no JSON.
+    """
+    try:
+        return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"Checkpoint {folder} is damaged: {STATE_FILE} can't be read ({error}). Use another checkpoint."
+        ) from error
 
 
 def validate_same_model(folder: Path, content: Mapping[str, Any], backbone: nn.Module, heads: nn.Module) -> None:

@@ -58,13 +58,18 @@ class TwoEngineStep:
         """
         self.engines.train()
         self._set_learning_rates()
+        buffers_before = [buffer.clone() for buffer in self.engines.heads.buffers()]
         accumulation_steps = self.run.accumulation_steps
         sums: dict[str, torch.Tensor] = {}
         for index, batch in enumerate(micro_batches):
             losses = self._forward_backward(step, index, batch, last=index == accumulation_steps - 1)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value / accumulation_steps
-        return self._update(sums)
+        result = self._update(sums)
+        if result.skipped:  # the forward has moved BatchNorm's running statistics, to NaN if an image is NaN
+            for buffer, before in zip(self.engines.heads.buffers(), buffers_before, strict=True):
+                buffer.copy_(before)
+        return result
 
     def _set_learning_rates(self) -> None:
         for group in self.engines.param_groups:

@@ -1,0 +1,91 @@
+"""What is computed from the measured steps: medians, rates, FLOPs and ratios."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PEAK_BF16_TFLOPS = {"H100": 989.0, "H200": 989.0}
+"""Dense bf16 tensor-core peak by what the device's name contains."""
+
+
+def compute_tokens(crop_px: int, patch_px: int) -> int:
+    """Tokens of one square crop, class token included."""
+    return (crop_px // patch_px) ** 2 + 1
+
+
+def compute_flops(backbone: Mapping[str, Any], crop_px: int) -> float:
+    """FLOPs of forward and backward of the backbone for one crop; recomputation is not counted.
+
+    Args:
+        backbone: the config of InternViT.
+        crop_px: side of the crop in pixels.
+
+    Returns:
+        Three times the forward's matrix products: 49.0e12 for InternViT-6B at 504 px.
+    """
+    channels, patch_px = int(backbone["embed_dim"]), int(backbone.get("patch_size", 14))
+    tokens = compute_tokens(crop_px, patch_px)
+    matrices = (4 + 2 * float(backbone.get("mlp_ratio", 4))) * channels**2
+    block = 2 * tokens * matrices + 4 * tokens**2 * channels
+    patches = 2 * (tokens - 1) * 3 * patch_px**2 * channels
+    return 3 * (int(backbone["depth"]) * block + patches)
+
+
+def find_peak_tflops(device_name: str) -> float | None:
+    """The device's bf16 peak, None where it is not known."""
+    return next((peak for part, peak in PEAK_BF16_TFLOPS.items() if part in device_name), None)
+
+
+def summarise_variant(
+    turns: Sequence[Mapping[str, Any]], global_batch: int, flops_per_device: float, peak_tflops: float | None
+) -> dict[str, Any]:
+    """Figures of one variant over all its turns.
+
+    Args:
+        turns: what step_worker returned, in order.
+        global_batch: crops a step, over all processes.
+        flops_per_device: of one step.
+        peak_tflops: the device's, None if not known.
+    """
+    times_s = [time_s for turn in turns for time_s in turn["step_s"]]
+    median_s = statistics.median(times_s)
+    losses = [loss for turn in turns for loss in turn["loss"]]
+    norms = [norm for turn in turns for norm in turn["grad_norm"]]
+    return {
+        "step_s": median_s,
+        "step_s_min": min(times_s),
+        "step_s_max": max(times_s),
+        "step_s_by_round": [statistics.median(turn["step_s"]) for turn in turns],
+        "images_per_s": global_batch / median_s,
+        "tflops_per_device": flops_per_device / median_s / 1e12,
+        "mfu": flops_per_device / median_s / (peak_tflops * 1e12) if peak_tflops else None,
+        "memory": turns[-1]["memory"],
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        "grad_norm_first": norms[0],
+        "steps": len(losses),
+    }
+
+
+def compute_ratios(variants: Mapping[str, Mapping[str, Any]], memory_key: str) -> dict[str, float | None]:
+    """ds_seg over the others: the median over rounds of the ratio within a round, which other load cancels in."""
+    return {
+        "step_time_over_fsdp2": _time_ratio(variants, "fsdp2"),
+        "step_time_over_ddp": _time_ratio(variants, "ddp"),
+        "memory_over_fsdp2": _memory_ratio(variants, "fsdp2", memory_key),
+        "memory_over_ddp": _memory_ratio(variants, "ddp", memory_key),
+    }
+
+
+def _time_ratio(variants: Mapping[str, Mapping[str, Any]], other: str) -> float | None:
+    ours, theirs = (variants[name].get("step_s_by_round") for name in ("ds_seg", other))
+    if not ours or not theirs:
+        return None
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def _memory_ratio(variants: Mapping[str, Mapping[str, Any]], other: str, memory_key: str) -> float | None:
+    ours, theirs = (variants[name].get("memory", {}).get(memory_key) for name in ("ds_seg", other))
+    return ours / theirs if ours and theirs else None

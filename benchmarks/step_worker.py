@@ -1,0 +1,102 @@
+"""One rank of one variant of the step benchmark; started by step.py through torchrun.
+
+It builds its variant, then waits for turns in the store that step.py hosts, so that variants take turns on
+the same machine while each keeps a process, and a peak of memory, of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from variants import VARIANTS, Step
+from workload import Workload
+
+from ds_seg import distributed
+from ds_seg.config import RunConfig
+
+PATIENCE = datetime.timedelta(hours=1)
+
+
+def main() -> None:
+    """Build the variant and serve turns until told to stop."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("variant", choices=VARIANTS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("port", type=int)
+    args = parser.parse_args()
+    store = dist.TCPStore("127.0.0.1", args.port, is_master=False, timeout=PATIENCE)
+    distributed.initialize()
+    before_gib = _resident_gib()
+    failure = None
+    try:
+        _serve(args.variant, args.folder, store, before_gib)
+    except torch.OutOfMemoryError as error:
+        failure = {"out_of_memory": str(error).splitlines()[0]}
+    if failure:
+        store.set(f"{args.variant}/failed", json.dumps(failure))
+        return
+    distributed.shutdown()
+
+
+def _serve(variant: str, folder: Path, store: dist.Store, before_gib: float) -> None:
+    workload = Workload.read(folder)
+    run = workload.build_run(folder)
+    step = VARIANTS[variant](run)
+    done = 0
+    for turn in range(10**9):
+        key = f"{variant}/{turn}"
+        store.wait([key], PATIENCE)
+        order = json.loads(store.get(key))
+        if not order:
+            return
+        result = _take_turn(workload, run, step, done, **order)
+        done += order["warmup"] + order["steps"]
+        result["memory"] = _measure_memory(before_gib)
+        if distributed.is_main():
+            store.set(f"{key}/result", json.dumps(result))
+
+
+def _take_turn(
+    workload: Workload, run: RunConfig, step: Step, done: int, warmup: int, steps: int
+) -> dict[str, list[float]]:
+    """Make unmeasured steps, then measured ones, each until the device is idle."""
+    times_s, losses, norms = [], [], []
+    for index in range(done, done + warmup + steps):
+        batch = workload.draw_batch(run, index)
+        distributed.barrier()
+        started = time.perf_counter()
+        loss, norm = step(index, batch)
+        if distributed.device().type == "cuda":
+            torch.cuda.synchronize()
+        times_s.append(time.perf_counter() - started)
+        losses.append(loss)
+        norms.append(norm)
+    slowest_s = [max(of_ranks) for of_ranks in zip(*distributed.gather_objects(times_s[warmup:]), strict=True)]
+    return {"step_s": slowest_s, "loss": losses, "grad_norm": norms}
+
+
+def _measure_memory(before_gib: float) -> dict[str, Any]:
+    """Peaks over ranks: GPU memory in use, and the resident set, whole and beyond what it was before the model."""
+    resident_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    measured = {"resident_gib": resident_gib, "resident_growth_gib": resident_gib - before_gib}
+    if distributed.device().type == "cuda":
+        measured["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    of_ranks = distributed.gather_objects(measured)
+    return {name: max(rank[name] for rank in of_ranks) for name in measured}
+
+
+def _resident_gib() -> float:
+    return psutil.Process().memory_info().rss / 2**30
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The same training step three times: ds_seg's two engines, PyTorch FSDP2 beside DDP, and plain DDP.
+
+All three have bf16 parameters in the backbone's arithmetic, FP32 master weights and AdamW state, gradients
+reduced in bf16, an FP32 head, one joint clipping and the same parameter groups, so their losses agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import deepspeed
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from workload import draw_matrices, draw_matrix
+
+import ds_seg.openmmlab  # noqa: F401
+from ds_seg import distributed
+from ds_seg.config import RunConfig
+from ds_seg.data.loader import MicroBatch
+from ds_seg.engine.engines import Engines, build_adamw, build_modules
+from ds_seg.engine.groups import build_param_groups
+from ds_seg.engine.schedule import compute_lr
+from ds_seg.engine.step import TwoEngineStep, noise_seed, total_loss
+from ds_seg.models.heads import build_heads
+
+from mmseg.models.builder import build_backbone  # isort: skip
+
+Step = Callable[[int, MicroBatch], tuple[float, float]]
+"""(index, this rank's batch) -> (mean loss over ranks, joint gradient norm before clipping)."""
+
+
+def build_ds_seg(run: RunConfig) -> Step:
+    """The product's own engines and step."""
+    backbone, heads = build_modules(run)
+    for name, parameter in backbone.named_parameters():
+        if len(parameter.ds_shape) > 1:
+            with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0), torch.no_grad():
+                if distributed.is_main():
+                    parameter.copy_(draw_matrix(name, parameter.ds_shape, distributed.device()))
+    step = TwoEngineStep(Engines(backbone, heads, run, training=True), run)
+
+    def train(index: int, batch: MicroBatch) -> tuple[float, float]:
+        result = step(index, [batch])
+        return result.losses["loss"], result.grad_norm
+
+    return train
+
+
+def build_fsdp2(run: RunConfig) -> Step:
+    """FSDP2 over every block and the rest of the backbone (parameters freed after the forward), DDP for the head."""
+    device = distributed.device()
+    mesh = init_device_mesh(device.type, (run.world_size,))
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
+    backbone = _build_backbone(run)
+    for block in backbone.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(backbone, mesh=mesh, mp_policy=policy)
+    return PlainStep(run, backbone, dict(backbone.named_parameters()))
+
+
+def build_ddp(run: RunConfig) -> Step:
+    """DDP over a bf16 backbone whose FP32 masters every rank updates in full, DDP for the head."""
+    backbone = _build_backbone(run)
+    masters = {name: nn.Parameter(value.detach().clone()) for name, value in backbone.named_parameters()}
+    backbone.bfloat16()
+    return ReplicatedStep(run, backbone, masters)
+
+
+class PlainStep:
+    """One step as a careful PyTorch loop would write it.
+
+    Args:
+        run: the run.
+        backbone: on its device, wrapped.
+        masters: the FP32 parameters that AdamW updates, by their names in the backbone.
+    """
+
+    def __init__(self, run: RunConfig, backbone: nn.Module, masters: dict[str, nn.Parameter]) -> None:
+        self.run, self.device, self.backbone = run, distributed.device(), backbone
+        torch.manual_seed(run.seed)
+        heads = build_heads(run.model).to(self.device)
+        self.heads = DistributedDataParallel(heads, device_ids=None if self.device.type == "cpu" else [self.device])
+        self.masters = list(masters.values())
+        self.head_parameters = list(heads.parameters())
+        depth = int(run.model.backbone.depth)
+        named = ((f"backbone.{name}", parameter) for name, parameter in masters.items())
+        self.optimizers = [
+            build_adamw(build_param_groups(parameters, depth, run.optimizer), run.optimizer, self.device)
+            for parameters in (named, heads.named_parameters())
+        ]
+
+    def __call__(self, index: int, batch: MicroBatch) -> tuple[float, float]:
+        """Train on one global batch; a collective."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = compute_lr(group["base_lr"], index, self.run.schedule)
+        loss = self._forward_backward(batch)
+        masters_norm = self._norm(self.masters)
+        mean_loss = distributed.reduce_sum(loss / self.run.world_size).item()
+        norm = math.hypot(masters_norm, self._norm(self.head_parameters))
+        if math.isfinite(norm) and math.isfinite(mean_loss):
+            for parameters in (self.masters, self.head_parameters):
+                clip_grads_with_norm_(parameters, self.run.clip_norm or math.inf, torch.tensor(norm))
+            self._update()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        return mean_loss, norm
+
+    def _forward_backward(self, batch: MicroBatch) -> torch.Tensor:
+        images = batch.images_B3HW.to(self.device, torch.bfloat16, non_blocking=True)
+        labels = batch.labels_B1HW.to(self.device, non_blocking=True)
+        seeds = [noise_seed(self.run.seed, position) for position in batch.positions]
+        entries = self.heads(self.backbone(images, sample_seeds=seeds), batch.metas, labels)
+        loss = total_loss({name: value.float().mean() for name, value in entries.items()})
+        loss.backward()
+        return loss.detach()
+
+    def _norm(self, parameters: Sequence[nn.Parameter]) -> float:
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+    def _update(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+class ReplicatedStep(PlainStep):
+    """A step whose bf16 parameters are copies of FP32 masters, both whole on every rank."""
+
+    def __init__(self, run: RunConfig, backbone: nn.Module, masters: dict[str, nn.Parameter]) -> None:
+        self.parameters = list(backbone.parameters())
+        device = distributed.device()
+        device_ids = None if device.type == "cpu" else [device]
+        super().__init__(
+            run, DistributedDataParallel(backbone, device_ids=device_ids, gradient_as_bucket_view=True), masters
+        )
+
+    def _forward_backward(self, batch: MicroBatch) -> torch.Tensor:
+        loss = super()._forward_backward(batch)
+        for master, parameter in zip(self.masters, self.parameters, strict=True):
+            master.grad = None if parameter.grad is None else parameter.grad.float()
+            parameter.grad = None
+        return loss
+
+    def _update(self) -> None:
+        super()._update()
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.masters)
+
+
+def _build_backbone(run: RunConfig) -> nn.Module:
+    device = distributed.device()
+    with device:
+        backbone = build_backbone({**run.model.backbone, "pretrained": None})
+    draw_matrices(backbone, device)
+    return backbone.train()
+
+
+VARIANTS: dict[str, Callable[[RunConfig], Step]] = {"ds_seg": build_ds_seg, "fsdp2": build_fsdp2, "ddp": build_ddp}

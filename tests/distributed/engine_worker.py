@@ -1,0 +1,385 @@
+"""One rank of test_engine_distributed.py: trains, skips, saves and resumes on a tiny model.
+
+Start it with two ranks first, then with one, both on the same folder: the single rank reads what the two wrote.
+Usage: engine_worker.py OUTPUT_FOLDER [CHECK ...]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import math
+import shutil
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+from engine_setup import ACCUMULATION, DEPTH, STEPS, collect_weights, digest, make_micro_batches, make_run, start, train
+from plain_training import MUTATIONS, train_plain
+
+from ds_seg import distributed
+from ds_seg.checkpoint import (
+    TrainingState,
+    list_checkpoints,
+    load_weights_from_checkpoint,
+    resume_training,
+    save_checkpoint,
+)
+from ds_seg.checkpoint.manifest import read_manifest, write_manifest
+from ds_seg.engine.engines import Engines, build_modules
+from ds_seg.engine.step import TwoEngineStep
+from ds_seg.errors import CheckpointError, ConfigError
+from ds_seg.summary import describe_backbone, describe_heads
+
+OUT = Path(sys.argv[1])
+NAN = float("nan")
+
+
+def world() -> int:
+    return distributed.world_size()
+
+
+def save_tensors(name: str, tensors: dict) -> None:
+    if distributed.is_main():
+        torch.save(tensors, OUT / f"{name}_world{world()}.pt")
+
+
+def check_fp32_trajectory() -> dict:
+    engines, train_step = start(make_run("fp32"))
+    initial = collect_weights(engines)
+    clipped_norms, head_norms = [], []
+    engines.head_optimizer.register_step_pre_hook(lambda *_: head_norms.append(measure_head_norm(engines)))
+    results = []
+    for step in range(STEPS):
+        results += train(train_step, range(step, step + 1))
+        clipped_norms.append(math.hypot(engines.backbone.get_global_grad_norm(), head_norms[-1]))
+    save_tensors("fp32", {"initial": initial, "final": collect_weights(engines)})
+    return {
+        "losses": [result.losses["loss"] for result in results],
+        "entries": sorted(results[0].losses),
+        "norms": [result.grad_norm for result in results],
+        "factors": [result.clip_factor for result in results],
+        "clipped_norms": clipped_norms,
+        "heads": describe_heads(engines.heads),
+        "backbone": describe_backbone(engines.backbone.module),
+    }
+
+
+def measure_head_norm(engines: Engines) -> float:
+    return math.sqrt(sum(p.grad.square().sum().item() for p in engines.head_parameters))
+
+
+def check_plain() -> dict:
+    """The plain runs, from the weights that the engines start from."""
+    initial = torch.load(OUT / "fp32_world1.pt")["initial"]
+    runs = {name or "plain": train_plain(initial, name) for name in (None, *MUTATIONS)}
+    torch.save({name: run.pop("weights") for name, run in runs.items()}, OUT / "plain.pt")
+    return runs
+
+
+def check_bf16_trajectory() -> dict:
+    engines, train_step = start(make_run("bf16"))
+    results = train(train_step, range(STEPS))
+    engines.train(False)
+    logits_BKHW = engines.encode_decode(torch.zeros(1, 3, 56, 70))
+    return {
+        "losses": [result.losses["loss"] for result in results],
+        "logits": [list(logits_BKHW.shape), str(logits_BKHW.dtype), logits_BKHW.requires_grad],
+        "heads": describe_heads(engines.heads),
+        "backbone": describe_backbone(engines.backbone.module),
+    }
+
+
+def check_sharding() -> dict:
+    """What each rank holds when the backbone has just been built, before DeepSpeed's engine sees it."""
+    backbone, _ = build_modules(make_run("bf16"))
+    parameters = list(backbone.parameters())
+    return {
+        "whole": sum(p.numel() for p in parameters),
+        "shards": sum(p.ds_tensor.numel() for p in parameters),
+        "padding": len(parameters) * (world() - 1),
+        "all": sum(p.ds_numel for p in parameters),
+    }
+
+
+def poison_images(_engines: Engines, batches: list) -> list:
+    batches[0].images_B3HW.fill_(NAN)
+    return []
+
+
+def poison_head_gradient(engines: Engines, _batches: list) -> list:
+    return [engines.heads.decode_head.conv_seg.weight.register_hook(lambda grad: grad * NAN)]
+
+
+def poison_backbone_gradient(engines: Engines, _batches: list) -> list:
+    """The gradient that leaves the heads; the heads' own gradients and the loss stay finite."""
+
+    def hook(_module: torch.nn.Module, args: tuple) -> None:
+        args[0][0].register_hook(lambda grad: grad * NAN)
+
+    return [engines.heads.register_forward_pre_hook(hook)]
+
+
+def poison_loss(engines: Engines, _batches: list) -> list:
+    """A loss that is not finite while every gradient is."""
+
+    def hook(_module: torch.nn.Module, _args: tuple, entries: dict) -> dict:
+        return {**entries, "loss_ce": entries["loss_ce"] + NAN}
+
+    return [engines.heads.register_forward_hook(hook)]
+
+
+POISONS = (poison_images, poison_head_gradient, poison_backbone_gradient, poison_loss)
+
+
+def skip_once(train_step: TwoEngineStep, step: int, poison) -> dict:
+    """One bad step, bad on the last rank only, then a good one."""
+    engines = train_step.engines
+    before, scheduled = digest(engines), train_step.scheduled_steps
+    batches = make_micro_batches(train_step.run, step)
+    handles = poison(engines, batches) if distributed.rank() == world() - 1 else []
+    bad = train_step(step, batches)
+    for handle in handles:
+        handle.remove()
+    moved = digest(engines) != before
+    rates = [group["lr"] for group in engines.param_groups]
+    (good,) = train(train_step, range(step + 1, step + 2))
+    return {
+        "skipped": bad.skipped,
+        "moved": moved,
+        "bad_loss": bad.losses["loss"],
+        "bad_norm": bad.grad_norm,
+        "scheduled": train_step.scheduled_steps - scheduled,
+        "same_rates": rates == [group["lr"] for group in engines.param_groups],
+        "good_skipped": good.skipped,
+        "good_loss": good.losses["loss"],
+        "good_moved": digest(engines) != before,
+        "finite": all(torch.isfinite(tensor).all().item() for tensor in collect_weights(engines).values()),
+        "identical": describe_heads(engines.heads)["replicas_identical"],
+    }
+
+
+def check_skips() -> dict:
+    report = {}
+    for kind in ("fp32", "bf16", "frozen") if world() > 1 else ("bf16",):
+        options = {"freeze_vit": True} if kind == "frozen" else {}
+        engines, train_step = start(make_run("fp32" if kind == "fp32" else "bf16", **options))
+        train(train_step, range(2))
+        poisons = [poison for poison in POISONS if kind != "frozen" or poison is not poison_backbone_gradient]
+        report[kind] = {p.__name__: skip_once(train_step, 2 + 2 * i, p) for i, p in enumerate(poisons)}
+        if kind != "frozen":
+            assert engines.backbone.skipped_steps == len(poisons)
+    return report
+
+
+def live_bytes() -> int:
+    """Bytes of all tensors that this process can reach, each storage once."""
+    gc.collect()
+    tensors = [item for item in gc.get_objects() if isinstance(item, torch.Tensor) and not item.is_sparse]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def measure_memory(**options) -> dict:
+    """Bytes that building and two training steps leave behind, for each backbone parameter of this rank's shard."""
+    run = make_run("bf16", **options)
+    zero = {**run.deepspeed["zero_optimization"], "reduce_bucket_size": 1000}  # the model is smaller than the usual one
+    run = dataclasses.replace(run, deepspeed={**run.deepspeed, "zero_optimization": zero})
+    before = live_bytes()
+    engines, train_step = start(run)
+    weights = collect_weights(engines)
+    train(train_step, range(2))
+    moved = {name for name, tensor in collect_weights(engines).items() if not torch.equal(tensor, weights[name])}
+    parameters = list(engines.backbone.module.parameters())
+    del weights
+    return {
+        "bytes_per_parameter": (live_bytes() - before) / sum(p.ds_tensor.numel() for p in parameters),
+        "optimizer": type(engines.backbone.optimizer).__name__,
+        "gradient_partitions": hasattr(engines.backbone.optimizer, "averaged_gradients"),
+        "gradients": sum(p.grad is not None for p in parameters),
+        "moved_backbone": sum(name.startswith("backbone.") for name in moved),
+        "moved_heads": sum(not name.startswith("backbone.") for name in moved),
+        "group_names": [name for group in engines.param_groups for name in group["names"]],
+    }
+
+
+def check_frozen() -> dict:
+    return {"frozen": measure_memory(freeze_vit=True), "trained": measure_memory()}
+
+
+CHECKPOINTED = {"trained": {}, "frozen": {"freeze_vit": True}, "part": {"freeze_vit": True, "unfreeze_pos_embed": True}}
+
+
+def check_resume() -> dict:
+    """Two steps, save, three more; against a fresh start that resumes and makes the same three."""
+    report = {}
+    for kind in CHECKPOINTED if world() > 1 else ("trained",):
+        options = CHECKPOINTED[kind]
+        run = make_run("bf16", OUT / f"{kind}_world{world()}", **options)
+        engines, train_step = start(run)
+        train(train_step, range(2))
+        state = TrainingState(step=2, scheduled_steps=2, skipped_steps=1, best_mIoU=0.5, best_checkpoint="step_000001")
+        folder = save_checkpoint(engines, run, state)
+        saved = digest(engines)
+        save_tensors(kind, collect_weights(engines))
+        wanted = [result.losses for result in train(train_step, range(2, 5))], digest(engines)
+        again, train_again = start(run)
+        fresh = digest(again)
+        resumed = resume_training(folder, again, run)
+        train_again.scheduled_steps = resumed.scheduled_steps
+        loaded = digest(again)
+        got = [result.losses for result in train(train_again, range(2, 5))], digest(again)
+        report[kind] = {
+            "state": resumed == state,
+            "fresh_differs": fresh != saved,
+            "loaded": loaded == saved,
+            "losses": got[0] == wanted[0],
+            "end": got[1] == wanted[1],
+            "name": folder.name,
+            "listed": list_checkpoints(run.work_dir) == [folder],
+        }
+    return report
+
+
+def check_linked_backbone() -> dict:
+    """A second checkpoint of a frozen backbone shares the first one's file."""
+    run = make_run("bf16", OUT / f"linked_world{world()}", freeze_vit=True)
+    engines, _ = start(run)
+    first, second = (save_checkpoint(engines, run, TrainingState(step=step)) for step in (1, 2))
+    inodes = [(folder / "backbone.safetensors").stat().st_ino for folder in (first, second)]
+    again = save_checkpoint(engines, run, TrainingState(step=2))
+    stale = sorted(path.name for path in run.work_dir.joinpath("checkpoints").iterdir())
+    return {"shared": inodes[0] == inodes[1], "again": again == second, "folders": stale}
+
+
+def check_load_weights() -> dict:
+    """Weights of the two-rank checkpoints, on any world size, before the engines are made."""
+    report = {}
+    for kind, options in CHECKPOINTED.items():
+        run = make_run("bf16", **options)
+        backbone, heads = build_modules(run)
+        load_weights_from_checkpoint(OUT / f"{kind}_world2" / "checkpoints" / "step_000002", backbone, heads)
+        weights = collect_weights(Engines(backbone, heads, run, training=False))
+        saved = torch.load(OUT / f"{kind}_world2.pt")
+        different = [name for name in saved if not torch.equal(saved[name], weights[name])]
+        report[kind] = {"different": different, "tensors": len(weights), "same_names": list(saved) == list(weights)}
+    return report
+
+
+def flip_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+DAMAGES = {
+    "flipped": (flip_byte, "backbone/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"),
+    "missing": (Path.unlink, "heads.pt"),
+    "truncated": (truncate, "state.json"),
+    "manifest": (truncate, "manifest.json"),
+    "absent": (Path.unlink, "manifest.json"),
+}
+
+
+def catch(function, *args) -> str:
+    try:
+        function(*args)
+    except CheckpointError as error:
+        return str(error)
+    return "no error"
+
+
+def check_damage() -> dict:
+    run = make_run("bf16")
+    engines, _ = start(run)
+    before, report = digest(engines), {}
+    whole = OUT / "trained_world2" / "checkpoints" / "step_000002"
+    for name, (damage, file) in DAMAGES.items():
+        folder = OUT / f"damaged_world{world()}" / name / "step_000002"
+        if distributed.is_main():
+            shutil.copytree(whole, folder)
+            damage(folder / file)
+        distributed.barrier()
+        resumed = catch(resume_training, folder, engines, run)
+        loaded = catch(load_weights_from_checkpoint, folder, engines.backbone.module, engines.heads)
+        report[name] = {"message": resumed, "loading": loaded, "unmoved": digest(engines) == before}
+    return report
+
+
+def check_mismatches() -> dict:
+    run = make_run("bf16")
+    engines, _ = start(run)
+    before = digest(engines)
+    folder = OUT / "trained_world2" / "checkpoints" / "step_000002"
+    frozen = OUT / "frozen_world2" / "checkpoints" / "step_000002"
+    other_run = make_run("bf16", depth=DEPTH + 1)
+    backbone, heads = build_modules(other_run)
+    return {
+        "seed": catch(resume_training, folder, engines, dataclasses.replace(run, seed=5)),
+        "world_size": catch(resume_training, folder, engines, dataclasses.replace(run, world_size=3)),
+        "batch": catch(resume_training, folder, engines, dataclasses.replace(run, accumulation_steps=ACCUMULATION + 1)),
+        "this_world": catch(resume_training, folder, engines, run) if world() == 1 else "",
+        "frozen": catch(resume_training, frozen, engines, run),
+        "model": catch(load_weights_from_checkpoint, folder, backbone, heads),
+        "unmoved": digest(engines) == before,
+    }
+
+
+def check_no_backbone() -> dict:
+    """A checkpoint whose manifest is in order but which holds no backbone."""
+    folder = OUT / "hollow" / "step_000002"
+    if distributed.is_main():
+        shutil.copytree(OUT / "trained_world2" / "checkpoints" / "step_000002", folder)
+        shutil.rmtree(folder / "backbone")
+        write_manifest(folder, {name: e for name, e in read_manifest(folder).items() if "/" not in name})
+    distributed.barrier()
+    run = make_run("bf16")
+    engines, _ = start(run)
+    return {"message": catch(resume_training, folder, engines, run)}
+
+
+def check_bad_configs() -> dict:
+    messages = {}
+    for name, options in (("argument", {"bogus": 1}), ("heads", {"num_heads": 5}), ("channels", {"embed_dim": 42})):
+        try:
+            build_modules(make_run("bf16", **options))
+            messages[name] = "no error"
+        except ConfigError as error:
+            messages[name] = str(error)
+    return messages
+
+
+ONLY_ONE_RANK = ("check_plain",)
+ONLY_TWO_RANKS = ("check_sharding", "check_frozen", "check_linked_backbone", "check_damage", "check_no_backbone")
+
+
+def main() -> None:
+    distributed.initialize()
+    names = sys.argv[2:] or [name for name in globals() if name.startswith("check_")]
+    names = [name for name in names if name not in (ONLY_ONE_RANK if world() > 1 else ONLY_TWO_RANKS)]
+    results, seconds = {}, {}
+    for name in names:
+        started = time.perf_counter()
+        results[name] = globals()[name]()
+        seconds[name] = round(time.perf_counter() - started, 1)
+    gathered = distributed.gather_objects(results)
+    if distributed.is_main():
+        (OUT / f"world{world()}.json").write_text(json.dumps(gathered, indent=1))
+        print(seconds)
+    distributed.barrier()
+    distributed.shutdown()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BaseException:
+        traceback.print_exc()
+        raise

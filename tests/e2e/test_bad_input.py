@@ -1,0 +1,141 @@
+"""The user's mistakes: exit code 2, one message with the remedy, said once, and no traceback."""
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ds_seg.config import CONFIGS_ROOT
+
+TRAIN_IMAGE = "images/training/scene_00003.jpg"
+TRAIN_LABEL = "annotations/training/scene_00003.png"
+
+
+@pytest.fixture
+def own_scenes(cli, scenes, tmp_path):
+    """A copy of the dataset that a test may damage."""
+    root = tmp_path / "data"
+    shutil.copytree(scenes, root)
+    cli.env["DS_SEG_DEMO_ROOT"] = str(root)
+    return root
+
+
+def assert_refused(done, *parts):
+    """One message, once, with code 2."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("ds-seg: ") == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr, done.stderr
+
+
+def damage_nothing(_root: Path) -> None:
+    """Leave the dataset alone."""
+
+
+def remove_folder(root: Path) -> None:
+    shutil.rmtree(root / "images" / "training")
+
+
+def remove_label(root: Path) -> None:
+    (root / TRAIN_LABEL).unlink()
+
+
+def write_wrong_id(root: Path) -> None:
+    label = cv2.imread(str(root / TRAIN_LABEL), cv2.IMREAD_UNCHANGED)
+    label[5, 7] = 9
+    cv2.imwrite(str(root / TRAIN_LABEL), label)
+
+
+def truncate_image(root: Path) -> None:
+    content = (root / TRAIN_IMAGE).read_bytes()
+    (root / TRAIN_IMAGE).write_bytes(content[: len(content) // 2])
+
+
+def shrink_label(root: Path) -> None:
+    cv2.imwrite(str(root / TRAIN_LABEL), np.ones((20, 30), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("damage", "options", "parts"),
+    [
+        (remove_folder, [], ["data.train.img_dir", "images/training"]),
+        (remove_label, [], ["without an annotation", "scene_00003.png"]),
+        (write_wrong_id, [], ["scene_00003.png", "9", "num_classes"]),
+        (truncate_image, [], ["scene_00003.jpg", "truncated"]),
+        (shrink_label, [], ["scene_00003.png", "30 x 20 px"]),
+        (damage_nothing, ["model.decode_head.num_classes=5"], ["num_classes is 5", "has 6 classes"]),
+        (
+            damage_nothing,
+            ["model.decode_head.in_channels=64", "model.decode_head.channels=64"],
+            ["model.decode_head.in_channels", "64", "48"],
+        ),
+        (damage_nothing, ["optimizer.lr=fast", "runner.max_iters=0"], ["2 faults", "optimizer.lr", "runner.max_iters"]),
+        (damage_nothing, ["model.backbone.embed_dmi=8"], ["model.backbone", "embed_dmi"]),
+        (damage_nothing, ["data.train.pipeline.3.crop_size=[50,56]"], ["crop_size", "14 px patch", "(56, 56)"]),
+        (damage_nothing, ["load_from=absent.pth"], ["absent.pth"]),
+        (damage_nothing, ["model.decode_head.loss_decode.type=CrossEntropyLos"], ["model.decode_head", "CrossEntropyLos"]),
+    ],
+)
+def test_mistakes_in_data_and_config(cli, own_scenes, tiny_config, tmp_path, damage, options, parts):
+    damage(own_scenes)
+    arguments = ["train", tiny_config, "--work-dir", tmp_path / "run"]
+    assert_refused(cli(*arguments, *(["--cfg-options", *options] if options else [])), *parts)
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_mistake_is_said_once_by_two_processes(cli, own_scenes, tiny_config, tmp_path):
+    write_wrong_id(own_scenes)
+    assert_refused(cli("train", tiny_config, processes=2), "scene_00003.png")
+    assert_refused(cli("train", "dmeo", processes=2), "Did you mean 'demo'")
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "train_batch_size": 99}))
+    assert_refused(
+        cli("train", tiny_config, "--deepspeed_config", path, processes=2),
+        "deepspeed.zero_optimization.stage: got 2, want 3",
+        "deepspeed.train_batch_size: got 99",
+    )
+
+
+def test_a_damaged_image_found_while_training_is_named_by_the_rank_that_read_it(cli, own_scenes, tiny_config):
+    truncated = (own_scenes / TRAIN_LABEL).read_bytes()[:100]
+    (own_scenes / TRAIN_LABEL).write_bytes(truncated)
+    done = cli("train", tiny_config, "--cfg-options", "check_data=False", processes=2)
+    assert_refused(done, "scene_00003.png")
+
+
+def test_checkpoints_that_do_not_fit(cli, trained, tiny_config, tmp_path):
+    other = tmp_path / "other.py"
+    other.write_text(f"_base_ = {str(tiny_config)!r}\nmodel = dict(backbone=dict(depth=3, out_indices=[2]))\n")
+    assert_refused(cli("evaluate", other, trained), "is of another model", "blocks.2.")
+    assert_refused(cli("evaluate", tiny_config, tmp_path / "nowhere"), "nowhere' does not exist")
+    resume = ["train", tiny_config, "--work-dir", trained, "--resume", "auto"]
+    assert_refused(cli(*resume, "--seed", 3), "seed: 0 there, 3 here", "--load-from")
+    assert_refused(cli("train", tiny_config, "--work-dir", trained, "--resume", "step_99"), "step_99", "step_000012")
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_found_before_it_is_loaded(cli, trained, tiny_config, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    (shard,) = (tmp_path / "run" / "checkpoints" / "step_000012").rglob("*optim_states.pt")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    done = cli("train", tiny_config, "--work-dir", tmp_path / "run", "--resume", "auto")
+    assert_refused(done, shard.name, "has another checksum", "step_000006")
+
+
+def test_predicting_what_is_no_image(cli, trained, tiny_config, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "note.jpg").write_text("no image")
+    out = ["--out", tmp_path / "out"]
+    assert_refused(cli("predict", tiny_config, trained, tmp_path / "absent.jpg", *out), "absent.jpg does not exist")
+    assert_refused(cli("predict", tiny_config, trained, tmp_path / "empty", *out), "holds no image")
+    assert_refused(cli("predict", tiny_config, trained, tmp_path / "note.jpg", *out), "note.jpg", "not an image")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_shipped_configs_are_where_the_message_says():
+    assert (CONFIGS_ROOT / "deepspeed" / "zero3_bf16.json").is_file()

@@ -1,0 +1,81 @@
+"""A run that is stopped or killed and resumed equals, bit for bit, one that ran through."""
+
+import json
+import signal
+import time
+
+from ds_seg.tracking.metrics_log import read_metrics
+
+TIMES = ("images_per_s", "data_wait_s", "memory_gib")
+
+
+def rows(work_dir):
+    """Rows of metrics.jsonl without what depends on the clock."""
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(work_dir / "metrics.jsonl")]
+
+
+def wait_for_step(process, work_dir, step, timeout_s=120):
+    """Wait until a running process has logged a step."""
+    end = time.monotonic() + timeout_s
+    while not any(row["step"] >= step for row in read_metrics(work_dir / "metrics.jsonl")):
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < end, f"step {step} was not reached in {timeout_s} s"
+        time.sleep(0.05)
+
+
+def test_stopped_by_a_signal_and_resumed(cli, tiny_config, tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    options = ("--cfg-options", "runner.max_iters=24")
+    done = cli("train", tiny_config, "--work-dir", straight, *options)
+    assert done.returncode == 0, done.stderr
+
+    process = cli.start("train", tiny_config, "--work-dir", stopped, *options)
+    wait_for_step(process, stopped, 4)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75, (tmp_path / "started.log").read_text()
+    summary = json.loads((stopped / "summary.json").read_text())
+    assert summary["status"] == "stopped" and 4 <= summary["steps"] < 24
+    assert "Run the same command with --resume auto" in (tmp_path / "started.log").read_text()
+
+    resumed = cli("train", tiny_config, "--work-dir", stopped, "--resume", "auto", *options)
+    assert resumed.returncode == 0, resumed.stderr
+    assert rows(stopped) == rows(straight)
+    summary = json.loads((stopped / "summary.json").read_text())
+    assert summary["status"] == "completed" and summary["resumed_from"].endswith(f"step_{rows_before(summary):06d}")
+
+
+def rows_before(summary):
+    """The step in the name of the checkpoint that a run resumed from."""
+    return int(summary["resumed_from"].rpartition("_")[2])
+
+
+def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_resumes_it(cli, tiny_config, tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert cli("train", tiny_config, "--work-dir", straight, processes=2).returncode == 0
+
+    process = cli.start("train", tiny_config, "--work-dir", killed, processes=2)
+    wait_for_step(process, killed, 8)
+    kill_one_rank(process.pid)
+    assert process.wait(90) != 0
+    resumed = cli("train", tiny_config, "--work-dir", killed, "--resume", "auto", processes=2)
+    assert resumed.returncode == 0, resumed.stderr
+    assert rows(killed) == rows(straight)
+
+
+def kill_one_rank(launcher_pid):
+    """SIGKILL the process of local rank 1 under a launcher."""
+    import psutil
+
+    ranks = [
+        child for child in psutil.Process(launcher_pid).children(recursive=True) if "--local_rank=1" in child.cmdline()
+    ]
+    ranks[0].kill()
+
+
+def test_resuming_from_a_named_step_forgets_what_came_after(cli, tiny_config, tmp_path):
+    work_dir = tmp_path / "run"
+    assert cli("train", tiny_config, "--work-dir", work_dir).returncode == 0
+    before = rows(work_dir)
+    again = cli("train", tiny_config, "--work-dir", work_dir, "--resume", "step_000006")
+    assert again.returncode == 0, again.stderr
+    assert rows(work_dir) == before
