@@ -58,6 +58,7 @@ def summarise_variant(
         "step_s_min": min(times_s),
         "step_s_max": max(times_s),
         "step_s_by_round": [statistics.median(turn["step_s"]) for turn in turns],
+        "cpu_s": statistics.median(time_s for turn in turns for time_s in turn["cpu_s"]),
         "images_per_s": global_batch / median_s,
         "tflops_per_device": flops_per_device / median_s / 1e12,
         "mfu": flops_per_device / median_s / (peak_tflops * 1e12) if peak_tflops else None,

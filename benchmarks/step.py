@@ -161,14 +161,14 @@ def summarise(workload: Workload, folder: Path, turns: dict[str, list[dict[str, 
 
 def format_table(figures: dict[str, Any]) -> str:
     """The figures as text."""
-    table = PrettyTable(["variant", "step s", "min", "max", "images/s", "MFU", "memory GiB", "loss first", "last"])
+    table = PrettyTable(["variant", "step s", "min", "max", "CPU s", "images/s", "MFU", "memory GiB", "loss first", "last"])
     table.align = "r"
     table.align["variant"] = "l"
     for name, row in figures["variants"].items():
         if "out_of_memory" in row:
-            table.add_row([name, "out of memory", *["-"] * 7])
+            table.add_row([name, "out of memory", *["-"] * 8])
             continue
-        times = [f"{row[key]:.3f}" for key in ("step_s", "step_s_min", "step_s_max")]
+        times = [f"{row[key]:.3f}" for key in ("step_s", "step_s_min", "step_s_max", "cpu_s")]
         mfu = "-" if row["mfu"] is None else f"{row['mfu']:.1%}"
         memory = f"{row['memory'][figures['memory_key']]:.2f}"
         losses = [f"{row[key]:.4f}" for key in ("loss_first", "loss_last")]

@@ -68,20 +68,26 @@ def _serve(variant: str, folder: Path, store: dist.Store, before_gib: float) -> 
 def _take_turn(
     workload: Workload, run: RunConfig, step: Step, done: int, warmup: int, steps: int
 ) -> dict[str, list[float]]:
-    """Make unmeasured steps, then measured ones, each until the device is idle."""
-    times_s, losses, norms = [], [], []
+    """Make unmeasured steps, then measured ones, each until the device is idle; times are the slowest rank's."""
+    times_s, cpu_s, losses, norms = [], [], [], []
     for index in range(done, done + warmup + steps):
         batch = workload.draw_batch(run, index)
         distributed.barrier()
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         loss, norm = step(index, batch)
         if distributed.device().type == "cuda":
             torch.cuda.synchronize()
         times_s.append(time.perf_counter() - started)
+        cpu_s.append(time.process_time() - cpu_started)
         losses.append(loss)
         norms.append(norm)
-    slowest_s = [max(of_ranks) for of_ranks in zip(*distributed.gather_objects(times_s[warmup:]), strict=True)]
-    return {"step_s": slowest_s, "loss": losses, "grad_norm": norms}
+    of_ranks = distributed.gather_objects((times_s[warmup:], cpu_s[warmup:]))
+    return {
+        "step_s": [max(times) for times in zip(*(times_s for times_s, _ in of_ranks), strict=True)],
+        "cpu_s": [max(times) for times in zip(*(cpu_s for _, cpu_s in of_ranks), strict=True)],
+        "loss": losses,
+        "grad_norm": norms,
+    }
 
 
 def _measure_memory(before_gib: float) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from ds_seg.checkpoint.save import BACKBONE_TAG, FROZEN_BACKBONE_FILE, HEADS_FIL
 from ds_seg.checkpoint.training_state import TrainingState, read_state, validate_same_model, validate_same_run
 from ds_seg.config import RunConfig
 from ds_seg.engine.engines import Engines
-from ds_seg.errors import CheckpointError
 from ds_seg.models.heads import SegmentationHeads
 from ds_seg.models.load_weights import load_backbone_weights
 
@@ -44,8 +43,9 @@ def resume_training(folder: Path, engines: Engines, run: RunConfig) -> TrainingS
     content = distributed.agree(check)
     if engines.trainable_backbone:
         loaded, _ = engines.backbone.load_checkpoint(str(folder), tag=BACKBONE_TAG, load_lr_scheduler_states=False)
-        if loaded is None:
-            raise CheckpointError(f"DeepSpeed found no backbone in {folder / BACKBONE_TAG}. Use another checkpoint.")
+        assert loaded is not None, (
+            f"DeepSpeed found no backbone in {folder / BACKBONE_TAG} although its files are there"
+        )
     parts = torch.load(folder / HEADS_FILE, map_location=engines.device, weights_only=True)
     engines.heads.load_state_dict(parts["heads"])
     engines.head_optimizer.load_state_dict(parts["optimizer"])

@@ -33,12 +33,13 @@ def seal_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
 
 
 def write_manifest(folder: Path, entries: dict[str, FileEntry]) -> None:
-    """Write the manifest of a checkpoint folder and flush it and the folder to the disk."""
+    """Write the manifest of a checkpoint folder and flush it and all folders of its files to the disk."""
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump({"files": entries}, file, indent=1, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(folder)
+    for parent in {folder, *((folder / name).parent for name in entries)}:
+        sync_folder(parent)
 
 
 def verify_files(folder: Path, rank: int, world_size: int) -> None:

@@ -12,7 +12,13 @@ from safetensors.torch import save_file
 
 from ds_seg import distributed
 from ds_seg.checkpoint.manifest import seal_files, sync_folder, write_manifest
-from ds_seg.checkpoint.store import checkpoint_name, checkpoints_folder, drop_old_checkpoints, list_checkpoints
+from ds_seg.checkpoint.store import (
+    checkpoint_name,
+    checkpoints_folder,
+    drop_leftovers,
+    drop_old_checkpoints,
+    list_checkpoints,
+)
 from ds_seg.checkpoint.training_state import TrainingState, write_state
 from ds_seg.config import RunConfig
 from ds_seg.engine.engines import Engines
@@ -35,7 +41,7 @@ def save_checkpoint(engines: Engines, run: RunConfig, state: TrainingState) -> P
     final = checkpoints_folder(run.work_dir) / name
     temporary = final.with_name(f".{name}.tmp")
     if distributed.is_main():
-        shutil.rmtree(temporary, ignore_errors=True)
+        drop_leftovers(run.work_dir)
         temporary.mkdir(parents=True)
     distributed.barrier()
     if engines.trainable_backbone:

@@ -72,3 +72,10 @@ def drop_old_checkpoints(work_dir: Path, keep: int, best: str | None) -> None:
         if path.name != best:
             (path / MANIFEST).unlink()
             shutil.rmtree(path)
+
+
+def drop_leftovers(work_dir: Path) -> None:
+    """Remove what saves that were killed have left behind."""
+    for pattern in (".step_*.tmp", ".step_*.replaced"):
+        for path in checkpoints_folder(work_dir).glob(pattern):
+            shutil.rmtree(path)

@@ -77,7 +77,11 @@ def shrink_label(root: Path) -> None:
         (damage_nothing, ["model.backbone.embed_dmi=8"], ["model.backbone", "embed_dmi"]),
         (damage_nothing, ["data.train.pipeline.3.crop_size=[50,56]"], ["crop_size", "14 px patch", "(56, 56)"]),
         (damage_nothing, ["load_from=absent.pth"], ["absent.pth"]),
-        (damage_nothing, ["model.decode_head.loss_decode.type=CrossEntropyLos"], ["model.decode_head", "CrossEntropyLos"]),
+        (
+            damage_nothing,
+            ["model.decode_head.loss_decode.type=CrossEntropyLos"],
+            ["model.decode_head", "CrossEntropyLos"],
+        ),
     ],
 )
 def test_mistakes_in_data_and_config(cli, own_scenes, tiny_config, tmp_path, damage, options, parts):

@@ -1,0 +1,58 @@
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch import nn
+
+from ds_seg.checkpoint import TrainingState
+from ds_seg.checkpoint.training_state import STATE_FILE, describe_model, read_state, validate_same_model
+from ds_seg.errors import CheckpointError
+
+
+def test_the_full_shape_of_a_sharded_parameter_and_the_heads_buffers_are_described():
+    backbone, heads = nn.Linear(3, 2, bias=False), nn.BatchNorm2d(4)
+    backbone.weight.data = torch.empty(0)
+    backbone.weight.ds_shape = torch.Size((2, 3))
+    described = describe_model(backbone, heads)
+    assert described["backbone"] == {"weight": [2, 3]}
+    assert described["heads"]["running_mean"] == [4] and described["heads"]["num_batches_tracked"] == []
+
+
+@pytest.mark.parametrize(
+    ("backbone", "heads", "text"),
+    [
+        (
+            nn.Linear(3, 5),
+            nn.Linear(2, 2),
+            r"backbone parameter 'weight' has shape \[2, 3\] there and \[5, 3\] in this",
+        ),
+        (
+            nn.Linear(3, 2, bias=False),
+            nn.Linear(2, 2),
+            r"'bias' has shape \[2\] there and none .*\(2 against 1 tensors\)",
+        ),
+        (
+            nn.Linear(3, 2),
+            nn.Linear(2, 2, bias=False),
+            r"heads parameter 'bias' .* it lies beside it as \.\./\.\./config",
+        ),
+    ],
+)
+def test_another_model_is_refused_by_the_first_parameter_that_differs(tmp_path, backbone, heads, text):
+    content = {"model": describe_model(nn.Linear(3, 2), nn.Linear(2, 2))}
+    validate_same_model(tmp_path, content, nn.Linear(3, 2), nn.Linear(2, 2))
+    with pytest.raises(CheckpointError, match=text):
+        validate_same_model(tmp_path, content, backbone, heads)
+
+
+@pytest.mark.parametrize("content", [None, '{"state": '])
+def test_a_state_file_that_can_not_be_read_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / STATE_FILE).write_text(content)
+    with pytest.raises(CheckpointError, match=r"is damaged: state\.json can't be read .* Use another checkpoint\."):
+        read_state(tmp_path)
+
+
+def test_state_survives_its_file_form():
+    state = TrainingState(step=7, scheduled_steps=5, skipped_steps=2, best_mIoU=0.25, best_checkpoint="step_000004")
+    assert TrainingState(**asdict(state)) == state

@@ -1,0 +1,175 @@
+import os
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ds_seg import distributed
+from ds_seg.errors import ConfigError, UserError
+
+LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """An environment in which nothing was launched; whatever the test leaves there is undone."""
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k not in LAUNCH + SLURM})
+    return os.environ
+
+
+def run_python(code, *launches):
+    """Run the code once for each launcher environment, all at the same time."""
+    common = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**common, **launch},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for launch in launches
+    ]
+    try:
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [
+        SimpleNamespace(returncode=p.returncode, stdout=o, stderr=e)
+        for p, (o, e) in zip(processes, outputs, strict=True)
+    ]
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """The rendezvous store of a world of one."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(distributed, "_store", store)
+    return store
+
+
+def test_a_plain_process_is_a_world_of_one(environment):
+    assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (0, 0, 1)
+    assert distributed.is_main()
+    distributed._complete_environment()
+    assert [environment[name] for name in LAUNCH[:4]] == ["0", "0", "1", "127.0.0.1"]
+    assert 1024 <= int(environment["MASTER_PORT"]) < 65536
+
+
+def test_torchrun_and_deepspeed_are_read(environment):
+    environment |= dict(RANK="5", LOCAL_RANK="1", WORLD_SIZE="8", SLURM_PROCID="3", SLURM_LOCALID="3")
+    assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (5, 1, 8)
+    assert not distributed.is_main()
+
+
+def test_srun_is_translated(environment):
+    environment |= dict(SLURM_PROCID="5", SLURM_LOCALID="1", SLURM_STEP_NUM_TASKS="8")
+    environment |= dict(MASTER_ADDR="node0", MASTER_PORT="29500")
+    distributed._complete_environment()
+    assert [environment[name] for name in LAUNCH] == ["5", "1", "8", "node0", "29500"]
+
+
+def test_a_batch_script_is_no_srun(environment):
+    environment |= dict(SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NTASKS="8")
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({}, "MASTER_ADDR and MASTER_PORT is not set"),
+        ({"MASTER_ADDR": "node0"}, "but MASTER_PORT is not set"),
+        ({"MASTER_PORT": "29500"}, "but MASTER_ADDR is not set"),
+    ],
+)
+def test_srun_without_a_meeting_point_is_refused(environment, given, missing):
+    environment |= dict(SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_STEP_NUM_TASKS="2") | given
+    with pytest.raises(
+        UserError, match=rf"srun started 2 processes but .*{missing.split('but ')[-1]}.*Export MASTER_A"
+    ):
+        distributed._complete_environment()
+
+
+def test_a_single_srun_task_needs_no_meeting_point(environment):
+    environment |= dict(SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_STEP_NUM_TASKS="1")
+    distributed._complete_environment()
+    assert environment["MASTER_ADDR"] == "127.0.0.1"
+
+
+def test_collectives_of_a_world_of_one_give_back_what_they_get(environment):
+    values = torch.tensor([1.0, 2.0])
+    assert distributed.reduce_sum(values) is values
+    assert distributed.reduce_max(values) is values
+    assert distributed.any_rank(True) is True and distributed.any_rank(False) is False
+    assert distributed.broadcast_object("x") == "x"
+    assert distributed.gather_objects("x") == ["x"]
+    distributed.barrier()
+
+
+def test_agree_returns_the_result_or_raises_the_users_error(environment):
+    assert distributed.agree(lambda: 3) == 3
+    assert distributed.agree(lambda: None) is None
+
+    def fail():
+        raise ConfigError("optimizer.lr: got 'x', want a number.")
+
+    with pytest.raises(ConfigError, match=r"optimizer\.lr: got 'x'"):
+        distributed.agree(fail)
+
+
+def test_agree_does_not_swallow_a_fault(environment):
+    with pytest.raises(ZeroDivisionError):
+        distributed.agree(lambda: 1 // 0)
+
+
+def test_the_first_to_ask_reports_a_failure_and_the_others_do_not(store, environment):
+    assert [distributed.claim_failure_report() for _ in range(3)] == [True, False, False]
+
+
+def test_every_rank_reports_once_the_store_is_gone(monkeypatch, environment):
+    class Gone:
+        def add(self, key, value):
+            raise torch.distributed.DistNetworkError("connection closed")
+
+    monkeypatch.setattr(distributed, "_store", Gone())
+    assert distributed.claim_failure_report()
+
+
+def test_before_the_rendezvous_only_the_main_rank_reports(monkeypatch, environment):
+    monkeypatch.setattr(distributed, "_store", None)
+    assert distributed.claim_failure_report()
+    environment |= dict(RANK="1", WORLD_SIZE="2")
+    assert not distributed.claim_failure_report()
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_failure_ends_a_rank_that_waits_in_a_collective_with_the_same_code(environment, failing):
+    code = (
+        "from ds_seg import distributed as d; d.initialize(); d.barrier();"
+        f"d.end_all_ranks(75) if d.rank() == {failing} else d.barrier(); print('went on')"
+    )
+    launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(distributed.free_port())}
+    assert [done.returncode for done in run_python(code, *({**launch, "RANK": str(rank)} for rank in (0, 1)))] == [
+        75
+    ] * 2
+
+
+def test_a_free_port_can_be_bound():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", distributed.free_port()))
+
+
+def test_initialize_and_shutdown_of_a_world_of_one_may_be_repeated(environment):
+    code = (
+        "from ds_seg import distributed as d; import torch.distributed as dist; d.initialize(); d.initialize();"
+        "assert dist.get_world_size() == 1 and dist.get_backend() == d.backend() == 'gloo';"
+        "assert d.device().type == 'cpu'; d.shutdown(); d.shutdown(); assert not dist.is_initialized()"
+    )
+    (done,) = run_python(code, {})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == ""

@@ -1,0 +1,195 @@
+import itertools
+import math
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+
+from ds_seg import loop
+from ds_seg.checkpoint import TrainingState, checkpoint_name
+from ds_seg.checkpoint.manifest import MANIFEST
+from ds_seg.engine.step import StepResult
+from ds_seg.errors import TrainingDiverged
+from ds_seg.tracking.tracker import Tracker
+
+
+class FakeStep:
+    """Stands for both engines: skips the steps it is told to and counts its micro-batches."""
+
+    skip: tuple[int, ...] = ()
+
+    def __init__(self, engines, run):
+        self.scheduled_steps = 0
+        self.calls = []
+
+    def __call__(self, step, micro_batches):
+        self.calls.append((step, micro_batches))
+        skipped = step in self.skip
+        self.scheduled_steps += not skipped
+        return StepResult({"loss": math.nan if skipped else 2.0, "loss_ce": 2.0}, 4.0, 0.25, skipped)
+
+
+class FakeTracker(Tracker):
+    """Remembers what it was told."""
+
+    def __init__(self):
+        self.rows, self.warnings, self.infos, self.evaluations = [], [], [], []
+
+    def info(self, text):
+        self.infos.append(text)
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+    def log_step(self, row):
+        self.rows.append(row)
+
+    def log_evaluation(self, step, metrics, table):
+        self.evaluations.append((step, metrics, table))
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """Builds a loop whose engines, checkpoints and evaluations are fakes: `loop.saved` holds the saved states."""
+
+    def build(state=None, scores=(), skip=(), **changes):
+        values = dict(max_steps=10, eval_interval_steps=100, checkpoint_interval_steps=100, max_skipped_steps=3)
+        values |= dict(accumulation_steps=2, global_batch=8, save_best=False, work_dir=tmp_path) | changes
+        run = SimpleNamespace(schedule=SimpleNamespace(max_steps=values.pop("max_steps")), **values)
+        engines = SimpleNamespace(param_groups=[{"lr": 1e-3}, {"lr": 1e-4}])
+        saved, remaining = [], iter(scores)
+
+        def save(_engines, _run, state):
+            saved.append(TrainingState(**vars(state)))
+            folder = tmp_path / "checkpoints" / checkpoint_name(state.step)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / MANIFEST).write_text("{}")
+            return folder
+
+        def evaluate(_step):
+            score = next(remaining)
+            return SimpleNamespace(mIoU=score, metrics=lambda: {"eval/mIoU": score}, table=lambda: "table")
+
+        monkeypatch.setattr(loop, "TwoEngineStep", FakeStep)
+        monkeypatch.setattr(FakeStep, "skip", skip)
+        monkeypatch.setattr(loop, "save_checkpoint", save)
+        training = loop.TrainingLoop(run, engines, state or TrainingState(), FakeTracker(), evaluate)
+        training.saved = saved
+        return training
+
+    return build
+
+
+def test_runs_to_the_last_step_on_the_micro_batches_of_each_step(build):
+    training = build(max_steps=3, scores=[0.5])
+    record = training(range(100))
+    assert training._train_step.calls == [(0, [0, 1]), (1, [2, 3]), (2, [4, 5])]
+    assert training.state == TrainingState(step=3, scheduled_steps=3)
+    assert len(record.step_times_s) == 3 and record.stopped is None
+
+
+def test_a_resumed_run_makes_only_the_steps_that_are_left(build):
+    training = build(state=TrainingState(step=8, scheduled_steps=7, skipped_steps=1), scores=[0.5])
+    training(range(100))
+    assert [step for step, _ in training._train_step.calls] == [8, 9]
+    assert training.state == TrainingState(step=10, scheduled_steps=9, skipped_steps=1)
+
+
+def test_rows_hold_what_was_promised(build):
+    training = build(max_steps=1, scores=[0.5])
+    training(range(100))
+    (row,) = training.tracker.rows
+    promised = "step loss loss_ce lr_min lr_max grad_norm grad_norm_clipped images_per_s data_wait_s memory_gib"
+    assert set(row) == set(promised.split())
+    assert (row["step"], row["loss"], row["lr_min"], row["lr_max"]) == (1, 2.0, 1e-4, 1e-3)
+    assert (row["grad_norm"], row["grad_norm_clipped"]) == (4.0, 1.0)
+    assert row["images_per_s"] > 0 and row["memory_gib"] > 0
+
+
+def test_evaluations_and_checkpoints_come_at_their_intervals_and_at_the_end(build):
+    training = build(eval_interval_steps=4, checkpoint_interval_steps=3, scores=itertools.repeat(0.5))
+    record = training(range(100))
+    assert [step for step, _, _ in training.tracker.evaluations] == [4, 8, 10]
+    assert [state.step for state in training.saved] == [3, 6, 9, 10]
+    assert record.evaluation.mIoU == 0.5
+    assert training.tracker.infos[0].startswith(f"saved {training.run.work_dir}/checkpoints/step_000003 in ")
+
+
+def test_the_best_evaluation_is_saved_and_remembered(build):
+    training = build(eval_interval_steps=2, save_best=True, scores=[0.0, 0.0, 0.3, 0.2, 0.3])
+    training(range(100))
+    # 2 is the first, 6 the best; 4 and 10 are only as good as the best before them, and 10 is saved as the last
+    assert [(state.step, state.best_mIoU, state.best_checkpoint) for state in training.saved] == [
+        (2, 0.0, "step_000002"),
+        (6, 0.3, "step_000006"),
+        (10, 0.3, "step_000006"),
+    ]
+
+
+def test_without_save_best_no_score_is_remembered(build):
+    training = build(eval_interval_steps=5, scores=[0.3, 0.4])
+    training(range(100))
+    assert [(state.step, state.best_mIoU, state.best_checkpoint) for state in training.saved] == [(10, None, None)]
+
+
+def test_skipped_steps_are_counted_and_reported_and_do_not_move_the_schedule(build):
+    training = build(skip=(1, 2, 4, 6, 7), scores=[0.5])
+    training(range(100))
+    assert training.state == TrainingState(step=10, scheduled_steps=5, skipped_steps=5)
+    assert len(training.tracker.rows) == 10
+    assert training.tracker.warnings[1] == (
+        "step 3 skipped in both engines: loss nan, gradient norm 4 (2 skipped so far)"
+    )
+
+
+def test_too_many_skips_in_a_row_end_the_run_and_name_the_step_and_the_last_checkpoint(build):
+    training = build(skip=(3, 5, 6, 7), checkpoint_interval_steps=2)
+    text = (
+        r"not finite in 3 steps in a row, the last at step 8\. The last good checkpoint is .*/step_000006\. "
+        r"Lower optimizer\.lr, set optimizer_config\.grad_clip\.max_norm, or look for damaged images"
+    )
+    with pytest.raises(TrainingDiverged, match=text):
+        training(range(100))
+    assert training.state.step == 8 and len(training._train_step.calls) == 8
+
+
+def test_too_many_skips_before_the_first_checkpoint_say_so(build):
+    with pytest.raises(TrainingDiverged, match=r"the last at step 3\. No checkpoint was saved yet\."):
+        build(skip=range(10))(range(100))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_stops_after_the_step_with_everything_saved(build, name):
+    before = signal.getsignal(signal.Signals[name])
+
+    def batches():
+        for index in range(100):
+            if index == 4:
+                os.kill(os.getpid(), signal.Signals[name])
+            yield index
+
+    training = build()
+    record = training(batches())
+    assert [state.step for state in training.saved] == [3]
+    assert record.stopped == (
+        f"Stopped by {name} after step 3 of 10; everything is saved in {training.run.work_dir}/checkpoints/"
+        "step_000003. Run the same command with --resume auto to go on."
+    )
+    assert signal.getsignal(signal.Signals[name]) is before
+
+
+def test_a_stop_at_a_checkpoint_does_not_save_twice(build):
+    def batches():
+        for index in range(100):
+            if index == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield index
+
+    training = build(checkpoint_interval_steps=3)
+    training(batches())
+    assert [state.step for state in training.saved] == [3]
+
+
+def test_memory_is_measured_in_gib():
+    assert 0.05 < loop.memory_gib() < 100
