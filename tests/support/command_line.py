@@ -13,7 +13,7 @@ BIN = Path(sys.executable).parent
 TINY = """
 _base_ = {base!r}
 model = dict(
-    backbone=dict(embed_dim=48, depth=2, num_heads=2, img_size=56, pretrain_size=56, drop_path_rate=0.2, out_indices=[1]),
+    backbone=dict(embed_dim=48, depth=2, num_heads=2, img_size=56, drop_path_rate=0.2, out_indices=[1]),
     decode_head=dict(in_channels=48, channels=48, dropout_ratio=0.1),
 )
 runner = dict(max_iters=12)

@@ -1,0 +1,53 @@
+"""The demo, as a newcomer runs it: real size, the deepspeed launcher, wandb offline."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from command_line import environment
+from PIL import Image
+
+from ds_seg.tracking.metrics_log import read_metrics
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Work dir and output of `ds-seg demo`."""
+    folder = tmp_path_factory.mktemp("demo")
+    env = environment(WANDB_MODE="offline")
+    env.pop("DS_SEG_DEMO_ROOT", None)
+    command = [sys.executable, "-m", "ds_seg", "demo"]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder / "work_dirs" / "demo", done.stdout
+
+
+def test_the_summary_holds_what_the_demo_promises(demo):
+    summary = json.loads((demo[0] / "summary.json").read_text())
+    assert summary["status"] == "completed" and summary["zero_stage"] == 3 and summary["world_size"] == 2
+    backbone, head = summary["backbone"], summary["head"]
+    assert backbone["dtype"] == "bfloat16" and backbone["trainable"] == backbone["parameters"] > 2_500_000
+    assert all(0.45 < held / backbone["parameters"] < 0.55 for held in backbone["parameters_held_per_rank"])
+    assert head["dtype"] == "float32" and head["replicas_identical"] is True
+    assert summary["mIoU"] >= 0.60 and summary["skipped_steps"] == 0
+
+
+def test_there_are_pictures_and_a_report_to_look_at(demo):
+    work_dir, output = demo
+    pictures = list((work_dir / "predictions").glob("*.png"))
+    assert len(pictures) == 8 and all(Image.open(path).size[0] > 500 for path in pictures)
+    report = (work_dir / "report.html").read_text()
+    assert "data:image/png;base64," in report and "mIoU" in report
+    assert Image.open(work_dir / "loss_curve.png").size[0] > 500
+    assert "wandb sync" in output and str(work_dir.name) in output
+
+
+def test_the_metrics_have_the_promised_keys(demo):
+    rows = read_metrics(demo[0] / "metrics.jsonl")
+    steps = [row for row in rows if "loss" in row]
+    wanted = {"step", "loss", "loss_ce", "acc_seg", "lr_min", "lr_max", "grad_norm", "grad_norm_clipped"}
+    wanted |= {"images_per_s", "data_wait_s", "memory_gib"}
+    assert all(wanted <= set(row) for row in steps) and steps[-1]["step"] == 400
+    assert any("eval/mIoU" in row and "eval/IoU/tree" in row for row in rows)
+    assert steps[-1]["loss"] < steps[0]["loss"] / 2
