@@ -91,7 +91,7 @@ class PlainStep:
         depth = int(run.model.backbone.depth)
         named = ((f"backbone.{name}", parameter) for name, parameter in masters.items())
         self.optimizers = [
-            build_adamw(build_param_groups(parameters, depth, run.optimizer), run.optimizer, self.device)
+            build_adamw(build_param_groups(parameters, depth, run.optimizer), run.optimizer)
             for parameters in (named, heads.named_parameters())
         ]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ds_seg import distributed
-from ds_seg.checkpoint import find_resume_point
+from ds_seg.checkpoint import find_resume_point, list_checkpoints
 from ds_seg.checkpoint.store import checkpoints_folder
 from ds_seg.config import RunConfig
 from ds_seg.errors import UserError
@@ -53,16 +53,27 @@ def open_work_dir(run: RunConfig) -> Path | None:
 
 def _set_earlier_run_aside(work_dir: Path) -> None:
     outputs = [work_dir / name for name in _OUTPUTS if (work_dir / name).exists()]
-    if not any(path.is_file() or any(path.iterdir()) for path in outputs):
-        return
+    if any(path.is_file() or any(path.iterdir()) for path in outputs):
+        aside = _set_aside(work_dir, outputs)
+        print(f"moved the outputs of an earlier run to {aside} (--resume auto would have gone on with it)")
+        checkpoints_folder(work_dir).mkdir()
+
+
+def set_newer_checkpoints_aside(work_dir: Path, resumed_from: Path) -> None:
+    """Move the checkpoints after the one a run resumed from, so that no later `--resume auto` takes them."""
+    newer = [path for path in list_checkpoints(work_dir) if path.name > resumed_from.name]
+    if newer and resumed_from.parent == checkpoints_folder(work_dir):
+        print(f"moved the checkpoints after {resumed_from.name} to {_set_aside(work_dir, newer)}")
+
+
+def _set_aside(work_dir: Path, paths: list[Path]) -> Path:
     number = 1
     while (aside := work_dir / f"earlier-{number}").exists():
         number += 1
     aside.mkdir()
-    for path in outputs:
+    for path in paths:
         path.rename(aside / path.name)
-    print(f"moved the outputs of an earlier run to {aside} (--resume auto would have gone on with it)")
-    checkpoints_folder(work_dir).mkdir()
+    return aside
 
 
 def _write_description(run: RunConfig) -> None:

@@ -54,7 +54,7 @@ def train(run: RunConfig) -> None:
     from ds_seg.loop import TrainingLoop
     from ds_seg.predictions import PredictingEvaluator
     from ds_seg.session import Evaluator, build_engines, open_dataset
-    from ds_seg.workdir import open_work_dir
+    from ds_seg.workdir import open_work_dir, set_newer_checkpoints_aside
 
     train_set, val_set = open_dataset(run, "train"), open_dataset(run, "val")
     resume_from = open_work_dir(run)
@@ -62,6 +62,8 @@ def train(run: RunConfig) -> None:
         weights = None if resume_from else run.load_from
         engines = build_engines(run, training=True, weights=weights, log=tracker.info)
         state = resume_training(resume_from, engines, run) if resume_from else TrainingState()
+        if resume_from and distributed.is_main():
+            set_newer_checkpoints_aside(run.work_dir, resume_from)
         _describe_start(run, engines, state, weights, tracker)
         evaluate = PredictingEvaluator(Evaluator(run, val_set), engines, tracker)
         loader = _build_loader(run, train_set, state, engines)
@@ -153,3 +155,4 @@ def _write_end(
         write_summary(run.work_dir, summary)
         write_report(run.work_dir)
         tracker.info(f"wrote {run.work_dir / 'summary.json'} and {run.work_dir / 'report.html'}")
+    distributed.barrier()  # the first rank to end a stopped run ends all of them

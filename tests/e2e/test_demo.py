@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from command_line import environment
 from PIL import Image
 
+from command_line import environment
 from ds_seg.tracking.metrics_log import read_metrics
 
 

@@ -79,3 +79,4 @@ def test_resuming_from_a_named_step_forgets_what_came_after(cli, tiny_config, tm
     again = cli("train", tiny_config, "--work-dir", work_dir, "--resume", "step_000006")
     assert again.returncode == 0, again.stderr
     assert rows(work_dir) == before
+    assert (work_dir / "earlier-1" / "step_000012" / "manifest.json").is_file()
