@@ -1,6 +1,7 @@
 """A run that is stopped or killed and resumed equals, bit for bit, one that ran through."""
 
 import json
+import os
 import signal
 import time
 
@@ -80,3 +81,19 @@ def test_resuming_from_a_named_step_forgets_what_came_after(cli, tiny_config, tm
     assert again.returncode == 0, again.stderr
     assert rows(work_dir) == before
     assert (work_dir / "earlier-1" / "step_000012" / "manifest.json").is_file()
+
+
+def test_ctrl_c_under_the_launcher_saves_first(cli, tiny_config, tmp_path):
+    work_dir = tmp_path / "run"
+    options = ["--cfg-options", "runner.max_iters=2000", "checkpoint_config.interval=1000"]
+    process = cli.start("train", tiny_config, "--work-dir", work_dir, *options, processes=2)
+    wait_for_step(process, work_dir, 4)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: everyone gets it, the launcher and each rank
+    assert process.wait(60) != 0
+    end = time.monotonic() + 30
+    while not (work_dir / "summary.json").exists():
+        assert time.monotonic() < end, (tmp_path / "started.log").read_text()
+        time.sleep(0.2)
+    summary = json.loads((work_dir / "summary.json").read_text())
+    assert summary["status"] == "stopped"
+    assert (work_dir / "checkpoints" / f"step_{summary['steps']:06d}" / "manifest.json").is_file()

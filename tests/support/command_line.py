@@ -60,5 +60,10 @@ class Cli:
         """Start and return at once; output goes to a file beside."""
         with (self.folder / "started.log").open("w") as log:
             return subprocess.Popen(
-                command(processes, *map(str, arguments)), cwd=self.folder, env=self.env, stdout=log, stderr=log
+                command(processes, *map(str, arguments)),
+                cwd=self.folder,
+                env=self.env,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
