@@ -83,6 +83,8 @@ def initialize() -> None:
     _complete_environment()
     if device().type != "cpu":
         torch.cuda.set_device(device())
+    elif "OMP_NUM_THREADS" not in os.environ:  # torch would give every process all cores
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size()))
     rendezvous = dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT)
     _store, _, _ = next(iter(rendezvous))
     dist.init_process_group(backend(), store=_store, rank=rank(), world_size=world_size(), timeout=COLLECTIVE_TIMEOUT)

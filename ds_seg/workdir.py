@@ -10,12 +10,16 @@ from pathlib import Path
 
 import torch
 
+import ds_seg.openmmlab  # noqa: F401
 from ds_seg import distributed
 from ds_seg.checkpoint import find_resume_point, list_checkpoints
 from ds_seg.checkpoint.store import checkpoints_folder
 from ds_seg.config import RunConfig
+from ds_seg.config.files import KNOWN_KEYS
 from ds_seg.errors import UserError
 from ds_seg.tracking.summary import write_json_atomic
+
+from mmcv import Config  # isort: skip
 
 _PACKAGES = ("torch", "deepspeed", "mmcv-full", "mmsegmentation", "wandb", "numpy", "opencv-python")
 _OUTPUTS = ("checkpoints", "metrics.jsonl", "summary.json", "report.html", "predictions", "wandb_run_id")
@@ -78,7 +82,8 @@ def _set_aside(work_dir: Path, paths: list[Path]) -> Path:
 
 def _write_description(run: RunConfig) -> None:
     temporary = run.work_dir / ".config.py.tmp"
-    temporary.write_text(run.mmseg.pretty_text, encoding="utf-8")
+    keys = {key: value for key, value in run.mmseg.items() if key in KNOWN_KEYS}
+    temporary.write_text(Config(keys).pretty_text, encoding="utf-8")
     temporary.replace(run.work_dir / "config.py")
     write_json_atomic(run.work_dir / "deepspeed.json", run.deepspeed)
     write_json_atomic(run.work_dir / "environment.json", describe_environment(run))

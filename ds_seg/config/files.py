@@ -27,6 +27,12 @@ KNOWN_KEYS = frozenset(
 )
 
 
+# Names that MMSeg's own configs give to values they use further down; a dumped config keeps them.
+_USUAL_VARIABLES = frozenset(
+    "img_norm_cfg crop_size train_pipeline val_pipeline test_pipeline norm_cfg backbone_norm_cfg num_classes".split()
+)
+
+
 def resolve_config_path(name: str) -> Path:
     """The file that CONFIG names: a path, or the bare name of a file in `ds_configs/runs`.
 
@@ -73,7 +79,7 @@ def read_config_file(path: Path, overrides: Mapping[str, Any]) -> Config:
 
 def _check_top_level_keys(config: Config, path: Path, faults: Faults) -> None:
     """A name that is neither known nor read by the config's own code does nothing: most likely a typo."""
-    helpers: set[str] = set()
+    helpers = set(_USUAL_VARIABLES)
     for source in _config_files(path):
         helpers |= _names_read(source)
     for key in config:

@@ -144,7 +144,7 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         mmseg=config,
         deepspeed=deepspeed,
         work_dir=Path(options.work_dir or config.get("work_dir") or Path("work_dirs") / path.stem).absolute(),
-        seed=options.seed if options.seed is not None else faults.integer("seed", config, 0, minimum=0),
+        seed=_read_seed(options, config, faults),
         world_size=world_size,
         micro_batch=micro_batch,
         accumulation_steps=accumulation_steps,
@@ -163,6 +163,12 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
     )
     faults.raise_if_any()
     return run
+
+
+def _read_seed(options: RunOptions, config: Config, faults: Faults) -> int:
+    if options.seed is None:
+        return faults.integer("seed", config, 0, minimum=0)
+    return faults.integer("--seed", {"--seed": options.seed}, 0, minimum=0)
 
 
 def _pretrained(model: Mapping[str, Any]) -> str | None:

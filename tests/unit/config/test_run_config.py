@@ -39,8 +39,8 @@ def test_the_published_recipe():
 
 
 def test_global_batch_stays_while_processes_and_micro_batch_change():
-    runs = [build_with(f"data.samples_per_gpu={micro}", world_size=world) for world, micro in [(1, 8), (2, 4), (4, 4)]]
-    assert {run.global_batch for run in runs} == {16}
+    runs = [build_with(f"data.samples_per_gpu={micro}", world_size=world) for world, micro in [(1, 4), (2, 2), (4, 2)]]
+    assert {run.global_batch for run in runs} == {8}
     assert [run.accumulation_steps for run in runs] == [2, 2, 1]
 
 
@@ -89,6 +89,11 @@ def test_a_crop_that_is_no_multiple_of_the_patch_names_the_nearest():
         build_with("data.train.pipeline.3.crop_size=[100,112]")
     with pytest.raises(ConfigError, match=r"model\.test_cfg\.crop_size: got \(500, 504\)"):
         build_with("model.test_cfg.crop_size=[500,504]", config="internvit6b_224_linear_ade20k")
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ConfigError, match=r"--seed: got -1, want a whole number of at least 0"):
+        build(seed=-1)
 
 
 def test_all_faults_come_in_one_message():
@@ -157,7 +162,7 @@ def write_json(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_batch_size": 7}, r"deepspeed\.train_batch_size: got 7, but the run makes it 16"),
+        ({"train_batch_size": 7}, r"deepspeed\.train_batch_size: got 7, but the run makes it 8"),
         ({"gradient_accumulation_steps": 5}, r"gradient_accumulation_steps: got 5"),
         ({"train_micro_batch_size_per_gpu": 3}, r"train_micro_batch_size_per_gpu: got 3"),
         ({"zero_optimization": {"stage": 2}}, r"zero_optimization\.stage: got 2, want 3"),
@@ -176,8 +181,8 @@ def test_each_contradiction_in_the_deepspeed_json_is_named(tmp_path, changes, me
 
 
 def test_batch_sizes_that_agree_are_accepted(tmp_path):
-    path = write_json(tmp_path, train_batch_size=16, train_micro_batch_size_per_gpu="auto")
-    assert build(deepspeed_config=path).global_batch == 16
+    path = write_json(tmp_path, train_batch_size=8, train_micro_batch_size_per_gpu="auto")
+    assert build(deepspeed_config=path).global_batch == 8
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,55 @@
+import pytest
+
+from ds_seg import workdir
+from ds_seg.config import RunOptions, build_run_config
+from ds_seg.errors import UserError
+
+
+def run_in(folder, **options):
+    return build_run_config(RunOptions("demo", work_dir=str(folder), **options), 2)
+
+
+def make_checkpoint(work_dir, step):
+    folder = work_dir / "checkpoints" / f"step_{step:06d}"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"files": {}}')
+    return folder
+
+
+def test_a_fresh_work_dir_is_described(tmp_path):
+    assert workdir.open_work_dir(run_in(tmp_path / "run")) is None
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"checkpoints", "config.py", "deepspeed.json", "environment.json"}
+    again = build_run_config(RunOptions(str(tmp_path / "run" / "config.py")), 2)
+    assert again.optimizer == run_in(tmp_path).optimizer
+
+
+def test_an_earlier_run_is_set_aside_and_not_lost(tmp_path, capsys):
+    make_checkpoint(tmp_path, 5)
+    (tmp_path / "summary.json").write_text("{}")
+    assert workdir.open_work_dir(run_in(tmp_path)) is None
+    assert (tmp_path / "earlier-1" / "checkpoints" / "step_000005").is_dir()
+    assert (tmp_path / "earlier-1" / "summary.json").is_file() and not (tmp_path / "summary.json").exists()
+    assert "earlier-1" in capsys.readouterr().out
+    make_checkpoint(tmp_path, 7)
+    workdir.open_work_dir(run_in(tmp_path))
+    assert (tmp_path / "earlier-2" / "checkpoints" / "step_000007").is_dir()
+
+
+def test_a_resumed_run_keeps_everything_in_place(tmp_path):
+    folder = make_checkpoint(tmp_path, 5)
+    assert workdir.open_work_dir(run_in(tmp_path, resume="auto")) == folder
+    assert folder.is_dir() and not (tmp_path / "earlier-1").exists()
+
+
+def test_only_checkpoints_after_the_resume_point_are_set_aside(tmp_path):
+    folders = [make_checkpoint(tmp_path, step) for step in (5, 10, 15)]
+    workdir.set_newer_checkpoints_aside(tmp_path, folders[1])
+    assert [folder.is_dir() for folder in folders] == [True, True, False]
+    assert (tmp_path / "earlier-1" / "step_000015").is_dir()
+
+
+def test_a_work_dir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"Work dir .*file.run can't be written: .*Choose another --work-dir"):
+        workdir.open_work_dir(run_in(tmp_path / "file" / "run"))
