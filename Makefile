@@ -2,11 +2,12 @@
 .PHONY: help setup demo test check bench clean
 VENV := .venv/bin
 TESTS ?= tests
+JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 help:
 	@echo "make demo    set up, fine-tune a small InternViT under ZeRO-3 on two processes, evaluate, draw pictures"
-	@echo "make test    set up, run all tests (TESTS=tests/unit for a part)"
+	@echo "make test    set up, run all tests (TESTS=tests/unit for a part, JOBS=4 on more cores)"
 	@echo "make check   set up, lint and type-check"
 	@echo "make bench   set up, measure the training step side by side with FSDP2 and DDP"
 	@echo "make setup   only make .venv (PYTHON=..., TORCH=torch==2.13.0)"
@@ -18,7 +19,7 @@ demo: setup
 	@$(VENV)/ds-seg demo
 
 test: setup
-	@$(VENV)/python -m pytest $(TESTS)
+	@$(VENV)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 check: setup
 	@$(VENV)/ruff format --check .

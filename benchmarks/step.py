@@ -161,12 +161,13 @@ def summarise(workload: Workload, folder: Path, turns: dict[str, list[dict[str, 
 
 def format_table(figures: dict[str, Any]) -> str:
     """The figures as text."""
-    table = PrettyTable(["variant", "step s", "min", "max", "CPU s", "images/s", "MFU", "memory GiB", "loss first", "last"])
+    columns = ["variant", "step s", "min", "max", "CPU s", "images/s", "MFU", "memory GiB", "loss first", "last"]
+    table = PrettyTable(columns)
     table.align = "r"
     table.align["variant"] = "l"
     for name, row in figures["variants"].items():
         if "out_of_memory" in row:
-            table.add_row([name, "out of memory", *["-"] * 8])
+            table.add_row([name, "out of memory", *["-"] * (len(columns) - 2)])
             continue
         times = [f"{row[key]:.3f}" for key in ("step_s", "step_s_min", "step_s_max", "cpu_s")]
         mfu = "-" if row["mfu"] is None else f"{row['mfu']:.1%}"
@@ -186,6 +187,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="ds_seg_bench_") as name:
             folder = Path(name)
             workload.write(folder)
+            workload.build_run(folder)  # faults of the command line show here, once, and not in every process
             figures = summarise(workload, folder, measure(args, workload, folder))
     except UserError as error:
         print(error, file=sys.stderr)

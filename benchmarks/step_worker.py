@@ -65,9 +65,7 @@ def _serve(variant: str, folder: Path, store: dist.Store, before_gib: float) -> 
             store.set(f"{key}/result", json.dumps(result))
 
 
-def _take_turn(
-    workload: Workload, run: RunConfig, step: Step, done: int, warmup: int, steps: int
-) -> dict[str, list[float]]:
+def _take_turn(workload: Workload, run: RunConfig, step: Step, done: int, warmup: int, steps: int) -> dict[str, Any]:
     """Make unmeasured steps, then measured ones, each until the device is idle; times are the slowest rank's."""
     times_s, cpu_s, losses, norms = [], [], [], []
     for index in range(done, done + warmup + steps):

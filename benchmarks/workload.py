@@ -69,8 +69,14 @@ class Workload:
         (folder / "benchmark.py").write_text(text, encoding="utf-8")
 
     def build_run(self, folder: Path) -> RunConfig:
-        """The preset at this depth, with the recipe that all variants train by."""
+        """The preset at this depth, with the recipe that all variants train by.
+
+        Raises:
+            ConfigError: no such preset, or a crop that its patch does not divide.
+        """
         backbone = Config.fromfile(str(preset_path(self.preset))).model.backbone
+        if self.crop_px % backbone.patch_size:
+            raise ConfigError(f"--crop {self.crop_px}: not a multiple of the {backbone.patch_size} px patch.")
         taps = scale_taps(backbone.out_indices, backbone.depth, self.depth)
         options = {"model.backbone.depth": self.depth, "model.backbone.out_indices": taps}
         return build_run_config(RunOptions(str(folder / "benchmark.py"), cfg_options=options), self.world_size)

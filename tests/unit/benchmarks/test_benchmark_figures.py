@@ -1,0 +1,104 @@
+"""The arithmetic of the step benchmark, and its own mistakes and its user's, each with one message."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from ds_seg.config import CONFIGS_ROOT
+from ds_seg.errors import ConfigError
+
+BENCHMARKS = CONFIGS_ROOT.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield
+    for name in ("figures", "step", "workload"):
+        sys.modules.pop(name, None)
+
+
+def test_flops_of_the_6b_model_are_those_of_the_reference():
+    from figures import compute_flops, compute_tokens
+
+    backbone = {"embed_dim": 3200, "depth": 48, "mlp_ratio": 4, "patch_size": 14}
+    assert compute_tokens(504, 14) == 1297
+    assert compute_flops(backbone, 504) == pytest.approx(49.0e12, rel=1e-3)
+
+
+def turn(*step_s, memory=2.0):
+    return {"step_s": step_s, "cpu_s": step_s, "loss": [1.0, 0.5], "grad_norm": [3.0, 2.0], "memory": {"m": memory}}
+
+
+def test_figures_of_a_variant():
+    from figures import find_peak_tflops, summarise_variant
+
+    found = summarise_variant([turn(1.0, 2.0, 9.0), turn(4.0, 4.0)], 8, 989e12, find_peak_tflops("NVIDIA H200"))
+    assert found["step_s"] == 4.0
+    assert found["step_s_by_round"] == [2.0, 4.0]
+    assert found["images_per_s"] == 2.0
+    assert found["mfu"] == pytest.approx(0.25)
+    assert (found["loss_first"], found["loss_last"], found["steps"]) == (1.0, 0.5, 4)
+    assert find_peak_tflops("some CPU") is None
+
+
+def test_ratios_compare_rounds_so_that_other_load_cancels():
+    from figures import compute_ratios, summarise_variant
+
+    ours = summarise_variant([turn(1.0), turn(10.0), turn(2.0)], 1, 1.0, None)
+    theirs = summarise_variant([turn(2.0, memory=8.0), turn(20.0), turn(4.0, memory=8.0)], 1, 1.0, None)
+    ratios = compute_ratios({"ds_seg": ours, "fsdp2": theirs, "ddp": {"out_of_memory": "x"}}, "m")
+    assert ratios == {
+        "step_time_over_fsdp2": 0.5,
+        "step_time_over_ddp": None,
+        "memory_over_fsdp2": 0.25,
+        "memory_over_ddp": None,
+    }
+
+
+def test_taps_keep_their_relative_height():
+    from workload import scale_taps
+
+    assert scale_taps([11, 23, 35, 47], 48, 48) == [11, 23, 35, 47]
+    assert scale_taps([11, 23, 35, 47], 48, 8) == [1, 3, 5, 7]
+    assert scale_taps([5], 6, 2) == [1]
+
+
+def build_workload(**changes):
+    from workload import Workload
+
+    values = dict(preset="internvit_tiny", depth=2, crop_px=56, batch=1, world_size=1, device="cpu")
+    return Workload(**{**values, **changes})
+
+
+def test_an_unknown_preset_is_answered_with_the_known_ones(tmp_path):
+    with pytest.raises(ConfigError, match=r"--preset nope: .* does not exist. Presets: .*internvit_tiny"):
+        build_workload(preset="nope").write(tmp_path)
+
+
+def test_a_crop_that_the_patch_does_not_divide(tmp_path):
+    with pytest.raises(ConfigError, match="--crop 100: not a multiple of the 14 px patch"):
+        build_workload(crop_px=100).build_run(tmp_path)
+
+
+def test_processes_that_end_without_a_result_are_reported_with_their_log(tmp_path):
+    from step import Contestant
+
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    message = r"(?s)variant 'ds_seg' ended with code 1 in turn 1.*No such file or directory: .*workload\.json"
+    with pytest.raises(RuntimeError, match=message), Contestant("ds_seg", build_workload(), tmp_path, store) as ours:
+        ours.take_turn(warmup=0, steps=1)
+
+
+def test_a_workload_survives_its_file(tmp_path):
+    from workload import Workload
+
+    workload = build_workload(depth=3)
+    workload.write(tmp_path)
+    assert Workload.read(tmp_path) == workload
+    assert json.loads(Path(tmp_path / "workload.json").read_text())["depth"] == 3
+    run = workload.build_run(tmp_path)
+    assert (run.model.backbone.depth, list(run.model.backbone.out_indices), run.global_batch) == (3, [2], 1)
