@@ -13,7 +13,7 @@ import torch
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg import distributed
 from ds_seg.checkpoint import find_resume_point, list_checkpoints
-from ds_seg.checkpoint.store import checkpoints_folder
+from ds_seg.checkpoint.store import checkpoint_step, checkpoints_folder
 from ds_seg.config import RunConfig
 from ds_seg.config.files import KNOWN_KEYS
 from ds_seg.errors import UserError
@@ -65,7 +65,7 @@ def _set_earlier_run_aside(work_dir: Path) -> None:
 
 def set_newer_checkpoints_aside(work_dir: Path, resumed_from: Path) -> None:
     """Move the checkpoints after the one a run resumed from, so that no later `--resume auto` takes them."""
-    newer = [path for path in list_checkpoints(work_dir) if path.name > resumed_from.name]
+    newer = [path for path in list_checkpoints(work_dir) if checkpoint_step(path) > checkpoint_step(resumed_from)]
     if newer and resumed_from.parent == checkpoints_folder(work_dir):
         print(f"moved the checkpoints after {resumed_from.name} to {_set_aside(work_dir, newer)}")
 

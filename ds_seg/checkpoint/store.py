@@ -19,13 +19,18 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:06d}"
 
 
+def checkpoint_step(folder: Path) -> int:
+    """The number of optimizer steps that a checkpoint's name tells."""
+    return int(folder.name.removeprefix("step_"))
+
+
 def list_checkpoints(work_dir: Path) -> list[Path]:
     """All complete checkpoints of a work dir, oldest step first.
 
     A folder gets its final name by a rename after everything in it is on the disk, so the name is enough.
     """
     found = (path for path in checkpoints_folder(work_dir).glob("step_*") if (path / MANIFEST).is_file())
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted(found, key=checkpoint_step)
 
 
 def find_resume_point(work_dir: Path, resume: str) -> Path | None:

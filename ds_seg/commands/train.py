@@ -75,7 +75,7 @@ def train(run: RunConfig) -> None:
 
 @contextlib.contextmanager
 def _open_tracker(run: RunConfig, resume_from: Path | None, val_set: Any) -> Iterator[Tracker]:
-    from ds_seg.checkpoint.training_state import read_state
+    from ds_seg.checkpoint.store import checkpoint_step
     from ds_seg.tracking.tracker import build_tracker
 
     tracker = build_tracker(
@@ -84,7 +84,7 @@ def _open_tracker(run: RunConfig, resume_from: Path | None, val_set: Any) -> Ite
         total_steps=run.schedule.max_steps,
         log_interval=run.log_interval_steps,
         wandb_settings=run.wandb,
-        resume_step=read_state(resume_from)["state"]["step"] if resume_from else 0,
+        resume_step=checkpoint_step(resume_from) if resume_from else 0,
         run_config={"name": run.name, "config": run.mmseg.to_dict(), "deepspeed": run.deepspeed},
         class_names=val_set.CLASSES,
         palette=val_set.PALETTE,
@@ -152,7 +152,7 @@ def _write_end(
 
     summary = measure_summary(run, engines, state, record, resume_from)
     if distributed.is_main():
+        write_report(run.work_dir, summary)
         write_summary(run.work_dir, summary)
-        write_report(run.work_dir)
         tracker.info(f"wrote {run.work_dir / 'summary.json'} and {run.work_dir / 'report.html'}")
     distributed.barrier()  # the first rank to end a stopped run ends all of them

@@ -46,19 +46,19 @@ pre { overflow-x: auto; font-size: 13px; margin: 10px 0 0; } summary { cursor: p
 """
 
 
-def write_report(work_dir: str | os.PathLike[str]) -> Path:
+def write_report(work_dir: str | os.PathLike[str], summary: Mapping[str, Any]) -> Path:
     """Write `report.html` and `loss_curve.png` from what the work dir holds; parts that are missing are left out.
 
     Args:
-        work_dir: Folder of a run, with metrics.jsonl and, if the run got that far, summary.json, environment.json,
-            config.py, deepspeed.json and predictions/.
+        work_dir: Folder of a run, with metrics.jsonl and, if the run got that far, environment.json, config.py,
+            deepspeed.json and predictions/.
+        summary: What summary.json will hold; empty for a run that has not ended.
 
     Returns:
         The path of the page.
     """
     folder = Path(work_dir)
     rows = read_metrics(folder / "metrics.jsonl")
-    summary = _read_json(folder / "summary.json")
     loss_png = draw_loss_png(rows)
     if loss_png is not None:
         (folder / "loss_curve.png").write_bytes(loss_png)

@@ -38,7 +38,7 @@ def test_there_are_pictures_and_a_report_to_look_at(demo):
     pictures = list((work_dir / "predictions").glob("*.png"))
     assert len(pictures) == 8 and all(Image.open(path).size[0] > 500 for path in pictures)
     report = (work_dir / "report.html").read_text()
-    assert "data:image/png;base64," in report and "mIoU" in report
+    assert "data:image/jpeg;base64," in report and "mIoU" in report
     assert Image.open(work_dir / "loss_curve.png").size[0] > 500
     assert "wandb sync" in output and str(work_dir.name) in output
 

@@ -12,7 +12,6 @@ from ds_seg.tracking.curves import draw_curves, draw_loss_png, smooth
 from ds_seg.tracking.files import write_json_atomic
 from ds_seg.tracking.metrics_log import MetricsLog
 from ds_seg.tracking.report import write_report
-from ds_seg.tracking.summary import write_summary
 
 SUMMARY = {
     "status": "done",
@@ -54,13 +53,12 @@ def work_dir(tmp_path):
 
 
 def test_a_finished_run_has_every_section_and_links_to_nothing_outside(work_dir):
-    write_summary(work_dir, SUMMARY)
     write_json_atomic(work_dir / "environment.json", {"torch": "2.13.0", "devices": ["cpu", "cpu"]})
     (work_dir / "config.py").write_text("model = dict(type='<EncoderDecoder>')")
     for i in range(14):
         save_picture(np.full((20, 30, 3), i, np.uint8), work_dir / "predictions" / f"{i:02d}.png")
 
-    page = write_report(work_dir).read_text()
+    page = write_report(work_dir, SUMMARY).read_text()
 
     sections = ["Curves", "IoU by class", "Predictions", "Backbone", "Decode head", "Environment"]
     assert [section for section in sections if f"<h2>{section}</h2>" not in page] == []
@@ -76,7 +74,7 @@ def test_a_finished_run_has_every_section_and_links_to_nothing_outside(work_dir)
 
 
 def test_a_run_that_has_only_begun_gets_its_curves(work_dir):
-    page = write_report(work_dir).read_text()
+    page = write_report(work_dir, {}).read_text()
 
     assert "not finished" in page
     assert "<h2>Curves</h2>" in page
@@ -85,7 +83,7 @@ def test_a_run_that_has_only_begun_gets_its_curves(work_dir):
 
 
 def test_an_empty_folder_gets_a_page_without_curves(tmp_path):
-    page = write_report(tmp_path).read_text()
+    page = write_report(tmp_path, {}).read_text()
 
     assert "<h2>" not in page
     assert not (tmp_path / "loss_curve.png").exists()
