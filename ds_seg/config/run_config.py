@@ -226,7 +226,7 @@ def _check_model(model: Mapping[str, Any], faults: Faults) -> None:
     faults.raise_if_any()
     if model["backbone"].get("type") not in ("InternViT", "InternViT6B"):
         faults.add("model.backbone.type", f"got {model['backbone'].get('type')!r}, want 'InternViT' or 'InternViT6B'.")
-    test_cfg = model.get("test_cfg") or {}
+    test_cfg = faults.section("model.test_cfg", model.get("test_cfg"), ("mode", "crop_size", "stride"))
     if test_cfg.get("mode") not in ("slide", "whole"):
         faults.add("model.test_cfg.mode", f"got {test_cfg.get('mode')!r}, want 'slide' or 'whole'.")
     if test_cfg.get("mode") == "slide" and not {"crop_size", "stride"} <= set(test_cfg):

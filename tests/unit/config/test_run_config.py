@@ -72,6 +72,7 @@ def test_global_batch_stays_while_processes_and_micro_batch_change():
         (["model.type=CascadeEncoderDecoder"], r"model\.type: got 'CascadeEncoderDecoder'"),
         (["model.backbone.type=BEiT"], r"model\.backbone\.type: got 'BEiT'"),
         (["model.test_cfg.mode=tile"], r"model\.test_cfg\.mode: got 'tile'"),
+        (["model.test_cfg.strid=[4,4]"], r"model\.test_cfg\.strid: unknown key\. Did you mean 'stride'"),
         (["model.test_cfg.mode=slide"], r"model\.test_cfg: mode='slide' needs crop_size"),
         (["log_config.hooks.1=text"], r"--cfg-options log_config\.hooks\.1 don't fit"),
         (["lr_config=3"], r"lr_config: got 3, want a dict"),

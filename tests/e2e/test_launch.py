@@ -1,0 +1,38 @@
+"""The launch scripts: what they start, and what they say when they can't."""
+
+import json
+import subprocess
+from pathlib import Path
+
+from command_line import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launch(script, *arguments, **env):
+    return subprocess.run(
+        ["bash", str(ROOT / "launch" / script), *map(str, arguments)],
+        env=environment(WANDB_MODE="disabled", **env),
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+def test_train_starts_as_many_processes_as_asked_for(tiny_config, scenes, tmp_path):
+    env = {"NUM_GPUS": "2", "MASTER_PORT": "29617", "DS_SEG_DEMO_ROOT": str(scenes)}
+    done = launch("train.sh", tiny_config, "--work-dir", tmp_path, "--cfg-options", "runner.max_iters=2", **env)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "summary.json").read_text())["world_size"] == 2
+
+
+def test_usage_and_a_missing_hostfile_are_said_with_code_2(tmp_path):
+    assert launch("train.sh").returncode == 2 and "HOSTFILE=hosts" in launch("train.sh").stderr
+    missing = launch("train.sh", "demo", HOSTFILE=str(tmp_path / "hosts"))
+    assert missing.returncode == 2 and "hosts' does not exist" in missing.stderr
+    assert launch("slurm.sh", SLURM_SUBMIT_DIR=str(ROOT)).returncode == 2
+
+
+def test_the_scripts_parse():
+    for script in (ROOT / "launch").glob("*.sh"):
+        assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
