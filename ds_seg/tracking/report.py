@@ -85,7 +85,7 @@ def write_report(work_dir: str | os.PathLike[str], summary: Mapping[str, Any]) -
 
 def _head(folder: Path, summary: Mapping[str, Any]) -> str:
     status = str(summary.get("status", "not finished"))
-    kind = "status" if status == "done" else "status other"
+    kind = "status" if status == "completed" else "status other"
     sharding = ""
     if summary:
         sharding = f"{summary['world_size']} processes, ZeRO stage {summary['zero_stage']}, global batch "

@@ -14,7 +14,7 @@ from ds_seg.tracking.metrics_log import MetricsLog
 from ds_seg.tracking.report import write_report
 
 SUMMARY = {
-    "status": "done",
+    "status": "completed",
     "steps": 20,
     "world_size": 2,
     "global_batch": 8,
@@ -65,6 +65,7 @@ def test_a_finished_run_has_every_section_and_links_to_nothing_outside(work_dir)
     assert page.count("data:image/svg+xml") == 6
     assert page.count("data:image/jpeg") == 12
     assert "and 2 more in predictions/" in page
+    assert '<span class="status">completed</span>' in page
     assert "62.0%" in page
     assert "1.75 GiB" in page
     assert "1,234,567" in page
