@@ -149,6 +149,8 @@ class InternViT(BaseModule):
                 if index in self.out_indices:
                     map_BDN = self.norm(x_BND)[:, 1:].transpose(1, 2)
                     taps.append(map_BDN.unflatten(2, grid_hw).contiguous())
+                if index == self.out_indices[-1]:
+                    break
         if not self.with_fpn:
             return taps
         ups = (self.up1, self.up2, self.up3, self.up4)

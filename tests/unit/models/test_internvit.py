@@ -232,3 +232,10 @@ def test_branch_scales_rise_linearly_and_keep_the_mean():
 def test_branch_scales_need_one_seed_a_sample():
     with pytest.raises(AssertionError, match="1 drop-path seeds for 2 images"):
         draw_branch_scales(0.5, 2, 2, [1])
+
+
+def test_blocks_after_the_last_tap_are_not_run():
+    model = InternViT(embed_dim=24, depth=3, num_heads=2, img_size=28, out_indices=[1], with_cp=False)
+    wanted = model(torch.ones(1, 3, 28, 28))[0]
+    model.blocks[2].register_forward_pre_hook(lambda *_: pytest.fail("the last block ran"))
+    assert torch.equal(model(torch.ones(1, 3, 28, 28))[0], wanted)
