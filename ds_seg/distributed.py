@@ -30,8 +30,10 @@ T = TypeVar("T")
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 _END = "ds_seg/end"
 """Store key: the exit code of the run, set once it is known."""
-_GRACE_S = 1.0
-"""What a failed rank waits for the others to end by themselves, so that the launcher sees one exit code."""
+_LEFT = "ds_seg/left"
+"""Store key: how many ranks have learnt of a failure and are ending."""
+_LEAVE_TIMEOUT_S = 10.0
+"""For a rank that can't end: one that was killed, or that holds the interpreter in a library."""
 _store: dist.Store | None = None
 _watcher: threading.Thread | None = None
 _reporting = threading.Event()
@@ -131,7 +133,7 @@ def end_all_ranks(code: int) -> NoReturn:
     if _store is not None:
         with contextlib.suppress(RuntimeError, dist.DistError):
             _store.set(_END, str(code))
-            time.sleep(_GRACE_S if world_size() > 1 else 0)
+            _leave(_store)
     _exit(code)
 
 
@@ -143,11 +145,20 @@ def _start_watcher(store: dist.Store) -> threading.Thread:
             store.wait([_END], datetime.timedelta(days=365))
             code = int(store.get(_END))
             if code != EXIT_OK and not _reporting.is_set():
+                _leave(store)
                 _exit(code)
 
     thread = threading.Thread(target=watch, name="ds_seg failure watcher", daemon=True)
     thread.start()
     return thread
+
+
+def _leave(store: dist.Store) -> None:
+    """Count this rank as ended; rank 0, which keeps the store, goes last, so that all others get its answer."""
+    store.add(_LEFT, 1)
+    deadline = time.monotonic() + _LEAVE_TIMEOUT_S
+    while is_main() and store.add(_LEFT, 0) < world_size() and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _exit(code: int) -> NoReturn:
