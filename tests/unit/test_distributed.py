@@ -2,6 +2,7 @@ import os
 import socket
 import subprocess
 import sys
+import textwrap
 from types import SimpleNamespace
 
 import pytest
@@ -173,3 +174,19 @@ def test_initialize_and_shutdown_of_a_world_of_one_may_be_repeated(environment):
     (done,) = run_python(code, {})
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == ""
+
+
+def test_deepspeeds_shared_memory_op_is_left_out():
+    """It would compile at run time and leave a buffer a rank in /dev/shm for ever."""
+    code = """
+        import os
+        from pathlib import Path
+        from ds_seg import distributed
+        distributed.initialize()
+        import deepspeed.comm
+        assert deepspeed.comm.comm.cdb.shm_comm_op is None
+        assert not list(Path("/dev/shm").glob(f"deepspeed_*_{os.environ['MASTER_PORT']}_*"))
+        distributed.shutdown()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
