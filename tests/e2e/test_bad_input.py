@@ -73,9 +73,7 @@ def shrink_label(root: Path) -> None:
             ["model.decode_head.in_channels=64", "model.decode_head.channels=64"],
             ["model.decode_head.in_channels", "64", "48"],
         ),
-        (damage_nothing, ["optimizer.lr=fast", "runner.max_iters=0"], ["2 faults", "optimizer.lr", "runner.max_iters"]),
         (damage_nothing, ["model.backbone.embed_dmi=8"], ["model.backbone", "embed_dmi"]),
-        (damage_nothing, ["data.train.pipeline.3.crop_size=[50,56]"], ["crop_size", "14 px patch", "(56, 56)"]),
         (damage_nothing, ["load_from=absent.pth"], ["absent.pth"]),
         (
             damage_nothing,
@@ -94,7 +92,6 @@ def test_mistakes_in_data_and_config(cli, own_scenes, tiny_config, tmp_path, dam
 def test_a_mistake_is_said_once_by_two_processes(cli, own_scenes, tiny_config, tmp_path):
     write_wrong_id(own_scenes)
     assert_refused(cli("train", tiny_config, processes=2), "scene_00003.png")
-    assert_refused(cli("train", "dmeo", processes=2), "Did you mean 'demo'")
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "train_batch_size": 99}))
     assert_refused(

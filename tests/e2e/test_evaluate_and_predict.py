@@ -16,7 +16,9 @@ def scores(path):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_evaluate_repeats_the_scores_of_the_training(cli, trained, tiny_config, tmp_path, processes):
-    done = cli("evaluate", tiny_config, trained, "--out", tmp_path / "scores.json", processes=processes)
+    done = cli(
+        "evaluate", tiny_config, trained, "--out", tmp_path / "scores.json", processes=processes, launcher="torchrun"
+    )
     assert done.returncode == 0, done.stderr
     assert "mIoU" in done.stdout and "building" in done.stdout
     summary = json.loads((trained / "summary.json").read_text())
@@ -28,16 +30,18 @@ def test_evaluate_repeats_the_scores_of_the_training(cli, trained, tiny_config, 
 
 
 def test_test_time_augmentation_runs_and_changes_the_scores(cli, trained, tiny_config, tmp_path):
-    for name, options in {"plain": [], "tta": ["--tta", "--window-batch", "2"]}.items():
-        done = cli("evaluate", tiny_config, trained, *options, "--out", tmp_path / f"{name}.json")
-        assert done.returncode == 0, done.stderr
-    assert scores(tmp_path / "plain.json") != scores(tmp_path / "tta.json")
+    done = cli("evaluate", tiny_config, trained, "--tta", "--window-batch", "2", "--out", tmp_path / "tta.json")
+    assert done.returncode == 0, done.stderr
+    plain = json.loads((trained / "summary.json").read_text())["mIoU"]
+    assert scores(tmp_path / "tta.json")["eval/mIoU"] not in (None, plain)
 
 
 def test_predict_writes_a_mask_and_an_overlay_for_every_image(cli, trained, tiny_config, scenes, tmp_path):
     folder = scenes / "images" / "validation"
     single = scenes / "images" / "training" / "scene_00009.jpg"
-    done = cli("predict", tiny_config, trained, folder, single, "--out", tmp_path / "out", processes=2)
+    done = cli(
+        "predict", tiny_config, trained, folder, single, "--out", tmp_path / "out", processes=2, launcher="torchrun"
+    )
     assert done.returncode == 0, done.stderr
     assert "wrote 7 masks and overlays" in done.stdout
     names = {path.stem for path in folder.iterdir()} | {single.stem}

@@ -20,7 +20,9 @@ def test_losses_of_the_first_20_steps_agree(cli, tiny_config, tmp_path, deepspee
         work_dir = tmp_path / str(processes)
         arguments = ["--work-dir", work_dir, "--deepspeed-config", CONFIGS_ROOT / "deepspeed" / deepspeed_config]
         options = ["runner.max_iters=20", "model.decode_head.dropout_ratio=0", f"data.samples_per_gpu={micro_batch}"]
-        done = cli("train", tiny_config, *arguments, "--cfg-options", *options, processes=processes)
+        done = cli(
+            "train", tiny_config, *arguments, "--cfg-options", *options, processes=processes, launcher="torchrun"
+        )
         assert done.returncode == 0, done.stderr
         found[processes] = losses(work_dir)
     assert len(found[1]) == len(found[2]) == 20

@@ -24,12 +24,15 @@ evaluation = dict(interval=12)
 """
 
 
-def command(processes: int, *arguments: str) -> list[str]:
-    """The command line for so many processes: alone, or under the deepspeed launcher."""
+def command(processes: int, *arguments: str, launcher: str) -> list[str]:
+    """The command line for so many processes: alone, or under a launcher (torchrun starts sooner than deepspeed)."""
     if processes == 1:
         return [sys.executable, "-m", "ds_seg", *arguments]
-    launcher = [str(BIN / "deepspeed"), "--master_port", str(free_port()), "--num_accelerators", str(processes)]
-    return [*launcher, "--module", "ds_seg", *arguments]
+    if launcher == "torchrun":
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        return [*torchrun, "-m", "ds_seg", *arguments]
+    deepspeed = [str(BIN / "deepspeed"), "--master_port", str(free_port()), "--num_accelerators", str(processes)]
+    return [*deepspeed, "--module", "ds_seg", *arguments]
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -45,10 +48,12 @@ class Cli:
         self.folder = folder
         self.env = environment(DS_SEG_DEMO_ROOT=str(data_root), WANDB_MODE="disabled")
 
-    def __call__(self, *arguments: object, processes: int = 1, timeout_s: float = 180) -> subprocess.CompletedProcess:
+    def __call__(
+        self, *arguments: object, processes: int = 1, launcher: str = "deepspeed", timeout_s: float = 180
+    ) -> subprocess.CompletedProcess:
         """Run to the end and keep what it printed."""
         return subprocess.run(
-            command(processes, *map(str, arguments)),
+            command(processes, *map(str, arguments), launcher=launcher),
             cwd=self.folder,
             env=self.env,
             capture_output=True,
@@ -60,7 +65,7 @@ class Cli:
         """Start and return at once; output goes to a file beside."""
         with (self.folder / "started.log").open("w") as log:
             return subprocess.Popen(
-                command(processes, *map(str, arguments)),
+                command(processes, *map(str, arguments), launcher="deepspeed"),
                 cwd=self.folder,
                 env=self.env,
                 stdout=log,

@@ -1,0 +1,17 @@
+"""Longest first, so that two test processes end at about the same time."""
+
+from __future__ import annotations
+
+import pytest
+
+LONGEST_FIRST = ("test_camvid", "test_demo", "test_bad_input", "test_resume", "test_recipes", "test_engine_distributed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order whole files by how long they take."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.stem
+        return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=rank)
