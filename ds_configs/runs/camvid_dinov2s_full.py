@@ -1,3 +1,3 @@
 # Full fine-tuning of DINOv2-S/14 on CamVid; give the pretrained weights with --load-from.
-_base_ = ["../models/dinov2s.py", "../datasets/camvid.py", "../schedules/camvid_150.py"]
+_base_ = ["../models/dinov2s.py", "../datasets/camvid.py", "../schedules/camvid_120.py"]
 data = dict(samples_per_gpu=2)

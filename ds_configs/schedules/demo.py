@@ -12,7 +12,7 @@ optimizer_config = dict(grad_clip=dict(max_norm=1.0))
 lr_config = dict(
     policy="poly", warmup="linear", warmup_iters=30, warmup_ratio=0.1, power=1.0, min_lr=0.0, by_epoch=False
 )
-runner = dict(type="IterBasedRunner", max_iters=400)
+runner = dict(type="IterBasedRunner", max_iters=300)
 log_config = dict(interval=10)
 checkpoint_config = dict(interval=200)
 evaluation = dict(interval=100)
