@@ -19,7 +19,7 @@ demo: setup
 	@$(VENV)/ds-seg demo
 
 test: setup
-	@$(VENV)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+	@$(VENV)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: setup
 	@$(VENV)/ruff format --check .

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def test_every_6b_recipe_trains_a_step_and_evaluates(finished):
     assert {"internvit6b_224_full_linear_ade20k", "internvit6b_v2_5_linear_ade20k"} <= set(recipes)
     for name in recipes:
         summary = summary_of(finished / name)
-        assert summary["status"] == "completed" and summary["zero_stage"] == 3 and summary["global_batch"] == 16
+        assert summary["status"] == "completed" and summary["zero_stage"] == 3 and summary["world_size"] == 2
         assert summary["backbone"]["dtype"] == "bfloat16" and summary["head"]["dtype"] == "float32"
         assert math.isfinite(summary["loss_first"]) and summary["mIoU"] is not None
         trained = summary["backbone"]["trainable"]
@@ -49,6 +50,7 @@ def test_the_seed_pages_head_trains_as_written(finished):
     assert head == {"type": "FCNHead", "dtype": "float32", "parameters": 192 * 2 + 193 * 6, "replicas_identical": True}
 
 
+@pytest.mark.skipif(not shutil.which("c++"), reason="DeepSpeed's CPU optimizer needs a C++ compiler (c++)")
 def test_the_offload_variant_trains(finished):
     summary = summary_of(finished / "offload")
     assert summary["steps"] == 2 and summary["loss_last"] < 3
