@@ -20,7 +20,8 @@ def finished(tmp_path_factory, scenes):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(worker)]
     done = subprocess.run(
         [*command, str(scenes), str(out)],
-        env=environment(WANDB_MODE="disabled"),
+        # a build that was killed leaves a lock in torch's shared folder, which later builds wait for without end
+        env=environment(WANDB_MODE="disabled", TORCH_EXTENSIONS_DIR=str(out / "extensions")),
         capture_output=True,
         text=True,
         timeout=500,
