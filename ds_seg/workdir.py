@@ -17,7 +17,7 @@ from ds_seg.checkpoint.store import checkpoint_step, checkpoints_folder
 from ds_seg.config import RunConfig
 from ds_seg.config.files import KNOWN_KEYS
 from ds_seg.errors import UserError
-from ds_seg.tracking.summary import write_json_atomic
+from ds_seg.tracking.files import write_json_atomic, write_text_atomic
 
 from mmcv import Config  # isort: skip
 
@@ -81,10 +81,8 @@ def _set_aside(work_dir: Path, paths: list[Path]) -> Path:
 
 
 def _write_description(run: RunConfig) -> None:
-    temporary = run.work_dir / ".config.py.tmp"
     keys = {key: value for key, value in run.mmseg.items() if key in KNOWN_KEYS}
-    temporary.write_text(Config(keys).pretty_text, encoding="utf-8")
-    temporary.replace(run.work_dir / "config.py")
+    write_text_atomic(run.work_dir / "config.py", Config(keys).pretty_text)
     write_json_atomic(run.work_dir / "deepspeed.json", run.deepspeed)
     write_json_atomic(run.work_dir / "environment.json", describe_environment(run))
 
