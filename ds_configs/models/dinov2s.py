@@ -16,7 +16,7 @@ model = dict(
         output_norm=True,
         init_values=1.0,
         drop_path_rate=0.0,
-        with_cp=False,
+        checkpointing="none",
         out_indices=[11],
     ),
     decode_head=dict(

@@ -14,7 +14,7 @@ model = dict(
         qk_normalization=True,
         init_values=0.1,
         drop_path_rate=0.4,
-        with_cp=True,
+        checkpointing="block",
         freeze_vit=False,
         out_indices=[47],
     ),

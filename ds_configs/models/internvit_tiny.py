@@ -14,7 +14,7 @@ model = dict(
         qk_normalization=True,
         init_values=0.1,
         drop_path_rate=0.0,
-        with_cp=False,
+        checkpointing="none",
         out_indices=[5],
     ),
     decode_head=dict(

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import ds_seg.openmmlab  # noqa: F401  (before mmcv)
 from ds_seg.errors import ConfigError
+from ds_seg.models.checkpointing import find_policy_faults, resolve_policy, run_block
 from ds_seg.models.layers import Block, ChannelNorm, PatchEmbed, UpConv, build_norm, init_trunc_normal_
 from ds_seg.models.positions import resize_position_table
 
@@ -51,7 +51,7 @@ class InternViT(BaseModule):
         depth: L.
         use_flash_attn: accepted for InternVL's configs and unused: torch's scaled_dot_product_attention
             picks the fastest kernel that fits the device and dtype.
-        with_cp: recompute blocks in the backward pass instead of keeping their activations.
+        with_cp: MMSegmentation's flag for `checkpointing`: True means `block`, False `none`.
         layerscale_no_force_fp32: multiply LayerScale in the dtype of the input, not in FP32.
         out_indices: the blocks to tap, ascending, counted from 0.
         freeze_vit: train nothing but the layers of `with_fpn`.
@@ -61,6 +61,8 @@ class InternViT(BaseModule):
         pretrained: weight file, only stored: `ds_seg.models.load_weights` reads it.
         norm: `rms` (6B) or `layer` (300M, DINOv2).
         output_norm: DINOv2's final norm, applied to every tap.
+        checkpointing: what the backward pass computes again instead of keeping it: `none`, `selective` (only
+            norms, GELU, LayerScale and residuals) or `block` (everything, the default).
 
     Raises:
         ConfigError: arguments that contradict each other, all in one message.
@@ -81,7 +83,7 @@ class InternViT(BaseModule):
         qk_normalization: bool = True,
         depth: int = 48,
         use_flash_attn: bool | list[bool] = True,
-        with_cp: bool = True,
+        with_cp: bool | None = None,
         layerscale_no_force_fp32: bool = True,
         out_indices: Sequence[int] = (7, 11, 15, 23),
         freeze_vit: bool = False,
@@ -91,14 +93,16 @@ class InternViT(BaseModule):
         pretrained: str | None = None,
         norm: str = "rms",
         output_norm: bool = False,
+        checkpointing: str | None = None,
     ) -> None:
         super().__init__()
         self.num_features = self.embed_dim = embed_dim
         self.depth, self.patch_size, self.img_size = depth, patch_size, img_size
-        self.drop_path_rate, self.with_cp, self.with_fpn = drop_path_rate, with_cp, with_fpn
+        self.drop_path_rate, self.with_fpn = drop_path_rate, with_fpn
         self.out_indices, self.pretrained = tuple(out_indices), pretrained
         self.out_channels = [embed_dim] * len(self.out_indices)
-        self._validate(num_heads, norm)
+        self.checkpointing = resolve_policy(checkpointing, with_cp)
+        self._validate(num_heads, norm, with_cp)
 
         self.patch_embed = PatchEmbed(in_chans, patch_size, embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
@@ -142,10 +146,7 @@ class InternViT(BaseModule):
             taps = []
             for index, block in enumerate(self.blocks):
                 scale_2B = None if scales_L2B is None else scales_L2B[index]
-                if self.with_cp and torch.is_grad_enabled():
-                    x_BND = checkpoint(block, x_BND, scale_2B, use_reentrant=False, preserve_rng_state=False)
-                else:
-                    x_BND = block(x_BND, scale_2B)
+                x_BND = run_block(self.checkpointing, block, x_BND, scale_2B)
                 if index in self.out_indices:
                     map_BDN = self.norm(x_BND)[:, 1:].transpose(1, 2)
                     taps.append(map_BDN.unflatten(2, grid_hw).contiguous())
@@ -156,8 +157,8 @@ class InternViT(BaseModule):
         ups = (self.up1, self.up2, self.up3, self.up4)
         return [up(tap_BDhw).contiguous() for up, tap_BDhw in zip(ups, taps, strict=True)]
 
-    def _validate(self, num_heads: int, norm: str) -> None:
-        faults = []
+    def _validate(self, num_heads: int, norm: str, with_cp: bool | None) -> None:
+        faults = find_policy_faults(self.checkpointing, with_cp)
         if self.embed_dim % num_heads:
             faults.append(f"embed_dim {self.embed_dim} is not a multiple of num_heads {num_heads}")
         if self.img_size % self.patch_size:
