@@ -70,23 +70,35 @@ def summarise_variant(
     }
 
 
-def compute_ratios(variants: Mapping[str, Mapping[str, Any]], memory_key: str) -> dict[str, float | None]:
-    """ds_seg over the others: the median over rounds of the ratio within a round, which other load cancels in."""
-    return {
-        "step_time_over_fsdp2": _time_ratio(variants, "fsdp2"),
-        "step_time_over_ddp": _time_ratio(variants, "ddp"),
-        "memory_over_fsdp2": _memory_ratio(variants, "fsdp2", memory_key),
-        "memory_over_ddp": _memory_ratio(variants, "ddp", memory_key),
-    }
+def compute_ratios(
+    variants: Mapping[str, Mapping[str, Any]], pairs: Sequence[tuple[str, str]], memory_key: str
+) -> dict[str, float | None]:
+    """One variant over another, in time and memory; None where one of them has no figures.
+
+    Args:
+        variants: by name, what `summarise_variant` returned.
+        pairs: names, the first over the second; ds_seg's own name is left out of the ratio's.
+        memory_key: what of `memory` the device is short of.
+    """
+    ratios = {}
+    for ours, other in pairs:
+        prefix = "" if ours == "ds_seg" else f"{ours}_"
+        a, b = variants[ours], variants[other]
+        ratios[f"{prefix}step_time_over_{other}"] = _time_ratio(a, b)
+        ratios[f"{prefix}cpu_time_over_{other}"] = a["cpu_s"] / b["cpu_s"] if "cpu_s" in a and "cpu_s" in b else None
+        for name, key in (("memory", memory_key), ("step_memory", "step_gib")):
+            ratios[f"{prefix}{name}_over_{other}"] = _memory_ratio(a, b, key)
+    return ratios
 
 
-def _time_ratio(variants: Mapping[str, Mapping[str, Any]], other: str) -> float | None:
-    ours, theirs = (variants[name].get("step_s_by_round") for name in ("ds_seg", other))
-    if not ours or not theirs:
+def _time_ratio(ours: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+    """The median over rounds of the ratio within a round, in which other load on the machine cancels."""
+    our_rounds, other_rounds = (variant.get("step_s_by_round") for variant in (ours, other))
+    if not our_rounds or not other_rounds:
         return None
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return statistics.median(a / b for a, b in zip(our_rounds, other_rounds, strict=True))
 
 
-def _memory_ratio(variants: Mapping[str, Mapping[str, Any]], other: str, memory_key: str) -> float | None:
-    ours, theirs = (variants[name].get("memory", {}).get(memory_key) for name in ("ds_seg", other))
-    return ours / theirs if ours and theirs else None
+def _memory_ratio(ours: Mapping[str, Any], other: Mapping[str, Any], key: str) -> float | None:
+    a, b = (variant.get("memory", {}).get(key) for variant in (ours, other))
+    return a / b if a and b else None

@@ -1,5 +1,7 @@
 """Time and memory of one training step, side by side: ds_seg (ZeRO-3 + DDP head), PyTorch FSDP2, plain DDP.
 
+With --policies: ds_seg alone, once with every activation checkpointing policy.
+
 Each variant trains the same model from the same weights on the same batches with the same AdamW, in
 processes of its own, and they take turns, so that whatever else the machine does falls on all alike.
 On the CPU all of them stay up and take turns; on GPUs each is started anew for its turn, because their
@@ -17,7 +19,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,11 +28,12 @@ import torch
 import torch.distributed as dist
 from figures import compute_flops, compute_ratios, compute_tokens, find_peak_tflops, summarise_variant
 from prettytable import PrettyTable
-from workload import Workload, preset_depth
+from workload import Workload, read_backbone
 
 from ds_seg.errors import UserError
+from ds_seg.models.checkpointing import POLICIES, resolve_policy
 
-NAMES = ("ds_seg", "fsdp2", "ddp")
+OTHERS = ("fsdp2", "ddp")
 _TURN_TIMEOUT_S = 3600.0
 _LOG_TAIL_CHARS = 6000
 
@@ -39,15 +42,16 @@ class Contestant:
     """The processes of one variant.
 
     Args:
-        name: one of NAMES.
+        name: what the table calls it.
+        variant: `ds_seg` or one of OTHERS.
         workload: what it trains.
         folder: where the workload is written and the log goes.
         store: carries turns to the processes and results back.
     """
 
-    def __init__(self, name: str, workload: Workload, folder: Path, store: dist.TCPStore) -> None:
-        self.name, self.workload, self.folder, self.store = name, workload, folder, store
-        self.log = folder / f"{name}.log"
+    def __init__(self, name: str, variant: str, workload: Workload, folder: Path, store: dist.TCPStore) -> None:
+        self.name, self.variant, self.workload, self.folder, self.store = name, variant, workload, folder, store
+        self.log = folder / "log.txt"
         self.turns = 0
 
     def __enter__(self) -> Contestant:
@@ -57,7 +61,7 @@ class Contestant:
             environment.setdefault("OMP_NUM_THREADS", "1")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
         command += [str(self.workload.world_size), str(Path(__file__).with_name("step_worker.py"))]
-        command += [self.name, str(self.folder), str(self.store.port)]
+        command += [self.name, self.variant, str(self.folder), str(self.store.port)]
         with self.log.open("a", encoding="utf-8") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         return self
@@ -75,14 +79,19 @@ class Contestant:
             self.store.delete_key(f"{self.name}/{turn}/result")
         self.turns = 0
 
-    def take_turn(self, warmup: int, steps: int) -> dict[str, Any]:
+    def take_turn(self, warmup: int, steps: int, measure_memory: bool) -> dict[str, Any]:
         """Run steps and return what step_worker measured, or why it could not.
+
+        Args:
+            warmup: steps before those that count.
+            steps: steps that count.
+            measure_memory: also measure memory, which takes another step.
 
         Raises:
             RuntimeError: its processes ended or stayed silent; the message holds the end of their log.
         """
         key = f"{self.name}/{self.turns}"
-        self.store.set(key, json.dumps({"warmup": warmup, "steps": steps}))
+        self.store.set(key, json.dumps({"warmup": warmup, "steps": steps, "measure_memory": measure_memory}))
         self.turns += 1
         deadline = time.monotonic() + _TURN_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -111,23 +120,37 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="turns that each variant takes")
     parser.add_argument("--steps", type=int, default=6, help="measured steps a turn")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them that don't count")
+    compared = parser.add_mutually_exclusive_group()
+    compared.add_argument("--checkpointing", choices=POLICIES, help="of all variants instead of the preset's own")
+    compared.add_argument("--policies", action="store_true", help="compare ds_seg's checkpointing policies")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     return parser.parse_args()
 
 
+def list_contestants(policies: bool, workload: Workload) -> dict[str, tuple[str, Workload]]:
+    """By the name in the table: the variant and what it trains."""
+    if policies:
+        return {policy: ("ds_seg", replace(workload, checkpointing=policy)) for policy in POLICIES}
+    return {name: (name, workload) for name in ("ds_seg", *OTHERS)}
+
+
 def measure(args: argparse.Namespace, workload: Workload, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Let the variants take turns; by variant, what each turn measured."""
+    """Let the contestants take turns; by name, what each turn measured."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    contestants = [Contestant(name, workload, folder, store) for name in NAMES]
-    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
+    contestants = []
+    for name, (variant, its_workload) in list_contestants(args.policies, workload).items():
+        its_workload.write(folder / name)
+        contestants.append(Contestant(name, variant, its_workload, folder / name, store))
+    turns: dict[str, list[dict[str, Any]]] = {contestant.name: [] for contestant in contestants}
     stay_up = workload.device == "cpu"
     with ExitStack() as all_up:
         for round_number in range(args.rounds):
+            is_last = round_number == args.rounds - 1
             for contestant in contestants:
                 with ExitStack() as this_turn:
                     if not stay_up or round_number == 0:
                         (all_up if stay_up else this_turn).enter_context(contestant)
-                    turns[contestant.name].append(contestant.take_turn(args.warmup, args.steps))
+                    turns[contestant.name].append(contestant.take_turn(args.warmup, args.steps, is_last))
             print(f"round {round_number + 1} of {args.rounds} done", file=sys.stderr, flush=True)
     return turns
 
@@ -140,14 +163,16 @@ def summarise(workload: Workload, folder: Path, turns: dict[str, list[dict[str, 
     global_batch = workload.batch * workload.world_size
     flops_per_device = compute_flops(backbone, workload.crop_px) * workload.batch
     variants: dict[str, dict[str, Any]] = {}
-    for name in NAMES:
-        failed = next((turn for turn in turns[name] if "out_of_memory" in turn), None)
+    for name, its_turns in turns.items():
+        failed = next((turn for turn in its_turns if "out_of_memory" in turn), None)
         variants[name] = failed or summarise_variant(
-            turns[name], global_batch, flops_per_device, find_peak_tflops(device_name)
+            its_turns, global_batch, flops_per_device, find_peak_tflops(device_name)
         )
+        variants[name]["checkpointing"] = Workload.read(folder / name).checkpointing
+    pairs = [("ds_seg", other) for other in OTHERS] if "ds_seg" in turns else [(p, "none") for p in POLICIES[1:]]
     memory_key = "resident_gib" if on_cpu else "gpu_gib"
     return {
-        "workload": asdict(workload),
+        "workload": {key: value for key, value in asdict(workload).items() if key != "checkpointing"},
         "device_name": device_name,
         "torch": torch.__version__,
         "global_batch": global_batch,
@@ -155,13 +180,25 @@ def summarise(workload: Workload, folder: Path, turns: dict[str, list[dict[str, 
         "tflop_per_image": compute_flops(backbone, workload.crop_px) / 1e12,
         "memory_key": memory_key,
         "variants": variants,
-        "ratios": compute_ratios(variants, memory_key),
+        "ratios": compute_ratios(variants, pairs, memory_key),
     }
 
 
 def format_table(figures: dict[str, Any]) -> str:
     """The figures as text."""
-    columns = ["variant", "step s", "min", "max", "CPU s", "images/s", "MFU", "memory GiB", "loss first", "last"]
+    columns = [
+        "variant",
+        "step s",
+        "min",
+        "max",
+        "CPU s",
+        "images/s",
+        "MFU",
+        "memory GiB",
+        "step's",
+        "loss first",
+        "last",
+    ]
     table = PrettyTable(columns)
     table.align = "r"
     table.align["variant"] = "l"
@@ -171,19 +208,21 @@ def format_table(figures: dict[str, Any]) -> str:
             continue
         times = [f"{row[key]:.3f}" for key in ("step_s", "step_s_min", "step_s_max", "cpu_s")]
         mfu = "-" if row["mfu"] is None else f"{row['mfu']:.1%}"
-        memory = f"{row['memory'][figures['memory_key']]:.2f}"
+        memory = [f"{row['memory'][key]:.3f}" for key in (figures["memory_key"], "step_gib")]
         losses = [f"{row[key]:.4f}" for key in ("loss_first", "loss_last")]
-        table.add_row([name, *times, f"{row['images_per_s']:.2f}", mfu, memory, *losses])
+        table.add_row([name, *times, f"{row['images_per_s']:.2f}", mfu, *memory, *losses])
     ratios = "  ".join(f"{k} {'-' if v is None else format(v, '.3f')}" for k, v in figures["ratios"].items())
-    return f"{table.get_string()}\nds_seg over the others: {ratios}"
+    return f"{table.get_string()}\nratios: {ratios}"
 
 
 def main() -> int:
     """Measure, print, write."""
     args = parse_arguments()
     try:
-        depth = args.depth or preset_depth(args.preset)
-        workload = Workload(args.preset, depth, args.crop, args.batch, args.world_size, args.device)
+        backbone = read_backbone(args.preset)
+        policy = args.checkpointing or resolve_policy(backbone.get("checkpointing"), backbone.get("with_cp"))
+        size = (args.crop, args.batch, args.world_size)
+        workload = Workload(args.preset, args.depth or backbone.depth, *size, args.device, policy)
         with tempfile.TemporaryDirectory(prefix="ds_seg_bench_") as name:
             folder = Path(name)
             workload.write(folder)

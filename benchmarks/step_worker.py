@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
+from memory import measure_step_gib
 from variants import VARIANTS, Step
 from workload import Workload
 
@@ -29,6 +30,7 @@ PATIENCE = datetime.timedelta(hours=1)
 def main() -> None:
     """Build the variant and serve turns until told to stop."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("name")
     parser.add_argument("variant", choices=VARIANTS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("port", type=int)
@@ -38,29 +40,31 @@ def main() -> None:
     before_gib = _resident_gib()
     failure = None
     try:
-        _serve(args.variant, args.folder, store, before_gib)
+        _serve(args.name, args.variant, args.folder, store, before_gib)
     except torch.OutOfMemoryError as error:
         failure = {"out_of_memory": str(error).splitlines()[0]}
     if failure:
-        store.set(f"{args.variant}/failed", json.dumps(failure))
+        store.set(f"{args.name}/failed", json.dumps(failure))
         return
     distributed.shutdown()
 
 
-def _serve(variant: str, folder: Path, store: dist.Store, before_gib: float) -> None:
+def _serve(name: str, variant: str, folder: Path, store: dist.Store, before_gib: float) -> None:
     workload = Workload.read(folder)
     run = workload.build_run(folder)
     step = VARIANTS[variant](run)
     done = 0
     for turn in range(10**9):
-        key = f"{variant}/{turn}"
+        key = f"{name}/{turn}"
         store.wait([key], PATIENCE)
         order = json.loads(store.get(key))
         if not order:
             return
-        result = _take_turn(workload, run, step, done, **order)
+        result = _take_turn(workload, run, step, done, order["warmup"], order["steps"])
         done += order["warmup"] + order["steps"]
-        result["memory"] = _measure_memory(before_gib)
+        if order["measure_memory"]:
+            result["memory"] = _measure_memory(workload, run, step, done, before_gib)
+            done += 1
         if distributed.is_main():
             store.set(f"{key}/result", json.dumps(result))
 
@@ -88,12 +92,15 @@ def _take_turn(workload: Workload, run: RunConfig, step: Step, done: int, warmup
     }
 
 
-def _measure_memory(before_gib: float) -> dict[str, Any]:
-    """Peaks over ranks: GPU memory in use, and the resident set, whole and beyond what it was before the model."""
+def _measure_memory(workload: Workload, run: RunConfig, step: Step, index: int, before_gib: float) -> dict[str, Any]:
+    """Peaks over ranks: GPU memory, the resident set, its growth since the start, what one more step allocates."""
     resident_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     measured = {"resident_gib": resident_gib, "resident_growth_gib": resident_gib - before_gib}
-    if distributed.device().type == "cuda":
+    device = distributed.device()
+    if device.type == "cuda":
         measured["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    batch = workload.draw_batch(run, index)
+    measured["step_gib"] = measure_step_gib(lambda: step(index, batch), device)
     of_ranks = distributed.gather_objects(measured)
     return {name: max(rank[name] for rank in of_ranks) for name in measured}
 

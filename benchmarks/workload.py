@@ -21,7 +21,7 @@ from ds_seg.config.files import CONFIGS_ROOT
 from ds_seg.data.loader import MicroBatch
 from ds_seg.errors import ConfigError
 
-from mmcv import Config  # isort: skip
+from mmcv import Config, ConfigDict  # isort: skip
 
 _INITIAL_STD = 0.02
 _RUN_CONFIG = """
@@ -56,6 +56,7 @@ class Workload:
     """Crops a process."""
     world_size: int
     device: str
+    checkpointing: str = "none"
 
     @classmethod
     def read(cls, folder: Path) -> Workload:
@@ -64,6 +65,7 @@ class Workload:
 
     def write(self, folder: Path) -> None:
         """Leave the workload and its run config in a folder, for `read` and `build_run`."""
+        folder.mkdir(exist_ok=True)
         (folder / "workload.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
         text = _RUN_CONFIG.format(preset=str(preset_path(self.preset)), batch=self.batch)
         (folder / "benchmark.py").write_text(text, encoding="utf-8")
@@ -74,11 +76,12 @@ class Workload:
         Raises:
             ConfigError: no such preset, or a crop that its patch does not divide.
         """
-        backbone = Config.fromfile(str(preset_path(self.preset))).model.backbone
+        backbone = read_backbone(self.preset)
         if self.crop_px % backbone.patch_size:
             raise ConfigError(f"--crop {self.crop_px}: not a multiple of the {backbone.patch_size} px patch.")
         taps = scale_taps(backbone.out_indices, backbone.depth, self.depth)
-        options = {"model.backbone.depth": self.depth, "model.backbone.out_indices": taps}
+        options = {"depth": self.depth, "out_indices": taps, "checkpointing": self.checkpointing}
+        options = {f"model.backbone.{name}": value for name, value in options.items()}
         return build_run_config(RunOptions(str(folder / "benchmark.py"), cfg_options=options), self.world_size)
 
     def draw_batch(self, run: RunConfig, step: int) -> MicroBatch:
@@ -104,9 +107,9 @@ def preset_path(preset: str) -> Path:
     return path
 
 
-def preset_depth(preset: str) -> int:
-    """Blocks of a preset's backbone."""
-    return int(Config.fromfile(str(preset_path(preset))).model.backbone.depth)
+def read_backbone(preset: str) -> ConfigDict:
+    """The config of a preset's backbone."""
+    return Config.fromfile(str(preset_path(preset))).model.backbone
 
 
 def scale_taps(taps: Iterable[int], depth: int, new_depth: int) -> list[int]:

@@ -11,15 +11,18 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ds_seg import __version__, distributed
+from ds_seg import __version__
 from ds_seg.errors import EXIT_FAULT, EXIT_INTERRUPTED, DsSegError
 
 _REPORT_WAIT_S = 10.0
+
+# torch is imported inside the functions: a process that multiprocessing spawns imports this module once more.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, run the command, and end the process with its exit code."""
     _hush_third_parties()
+    from ds_seg import distributed
     from ds_seg.commands import add_commands
 
     parser = argparse.ArgumentParser(
@@ -65,6 +68,8 @@ def _hyphenate(option: str) -> str:
 
 def _fail(code: int, message: str) -> NoReturn:
     """Print the message on one rank and end every rank with this code."""
+    from ds_seg import distributed
+
     if distributed.claim_failure_report():
         print(message, file=sys.stderr, flush=True)
         distributed.end_all_ranks(code)

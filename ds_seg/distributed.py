@@ -16,7 +16,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import NoReturn, TypeVar
 
 import torch
@@ -33,19 +34,34 @@ _LEFT = "ds_seg/left"
 """Store key: how many ranks have learnt of a failure and are ending."""
 _LEAVE_TIMEOUT_S = 10.0
 """For a rank that can't end: one that was killed, or that holds the interpreter in a library."""
+_alone: ContextVar[bool] = ContextVar("ds_seg_alone", default=False)
 _store: dist.Store | None = None
 _watcher: threading.Thread | None = None
 _reporting = threading.Event()
 """Set on the rank that ends the others, so that its own watcher leaves it the time to do so."""
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process is a world of one, whatever launched it: for work that ranks don't share."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
 def rank() -> int:
     """Global rank of this process, 0 where nothing was launched."""
+    if _alone.get():
+        return 0
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0) if _in_srun_step() else 0))
 
 
 def world_size() -> int:
     """Number of processes in the run, at least 1."""
+    if _alone.get():
+        return 1
     return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", 1)))
 
 

@@ -45,6 +45,14 @@ class TrainingDiverged(DsSegError):
     """Too many optimizer steps in a row had a loss or a gradient that is not finite."""
 
 
+class PrecisionError(DsSegError):
+    """A parameter, buffer, gradient or optimizer state has another dtype than the run promised."""
+
+
+class ExportError(DsSegError):
+    """An exported file does not compute what the model computes that it was exported from."""
+
+
 class StoppedBySignal(DsSegError):
     """The run was asked to stop (SIGTERM, SIGINT) and saved a checkpoint first."""
 

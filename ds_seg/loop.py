@@ -16,6 +16,7 @@ from ds_seg import distributed
 from ds_seg.checkpoint import TrainingState, checkpoint_name, list_checkpoints, save_checkpoint
 from ds_seg.config import RunConfig
 from ds_seg.data.loader import MicroBatch
+from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
 from ds_seg.engine.step import StepResult, TwoEngineStep
 from ds_seg.errors import TrainingDiverged
@@ -66,12 +67,20 @@ class TrainingLoop:
         state: where the run stands; moved on with every step.
         tracker: gets rows and evaluations.
         evaluate: evaluates the engines after the given number of steps.
+        ema: averages of the weights, moved on with every step that was not skipped; None where there are none.
     """
 
     def __init__(
-        self, run: RunConfig, engines: Engines, state: TrainingState, tracker: Tracker, evaluate: Evaluate
+        self,
+        run: RunConfig,
+        engines: Engines,
+        state: TrainingState,
+        tracker: Tracker,
+        evaluate: Evaluate,
+        ema: WeightAverages | None = None,
     ) -> None:
         self.run, self.engines, self.state, self.tracker, self.evaluate = run, engines, state, tracker, evaluate
+        self.ema = ema
         self.record = LoopRecord()
         self._train_step = TwoEngineStep(engines, run)
         self._skipped_in_a_row = 0
@@ -98,6 +107,8 @@ class TrainingLoop:
         micro_batches = [next(batches) for _ in range(self.run.accumulation_steps)]
         waited_s = time.perf_counter() - started
         result = self._train_step(self.state.step, micro_batches)
+        if self.ema is not None and not result.skipped:
+            self.ema.update(self.state.scheduled_steps)
         step_time_s = time.perf_counter() - started
         self.record.step_times_s.append(step_time_s)
         self._count(result)
@@ -156,7 +167,7 @@ class TrainingLoop:
     def _save(self) -> Path:
         if self._saved is None or self._saved.name != checkpoint_name(self.state.step):
             started = time.perf_counter()
-            self._saved = save_checkpoint(self.engines, self.run, self.state)
+            self._saved = save_checkpoint(self.engines, self.run, self.state, self.ema)
             self.tracker.info(f"saved {self._saved} in {time.perf_counter() - started:.1f} s")
         return self._saved
 

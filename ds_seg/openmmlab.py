@@ -7,6 +7,8 @@ Importing this module makes `import mmcv.runner` and `import mmseg.models` work:
 * `mmcv._ext`, the compiled operators, is absent from the pure-Python build of mmcv-full. A stand-in
   lets mmseg import; calling an operator raises and tells how to build it.
 
+`mend_label_map` is for datasets that pick some of their classes, whose ids numpy 2 would not store.
+
 A torchvision that imports and an mmcv whose operators load are left exactly as they are.
 """
 
@@ -17,8 +19,11 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
+
+from ds_seg.errors import ConfigError
 
 BUILD_OPS_COMMAND = (
     "pip install 'setuptools<81' wheel && MMCV_WITH_OPS=1 pip install --no-binary mmcv-full --no-build-isolation "
@@ -32,6 +37,10 @@ _TORCHVISION_SCHEMAS = (
 _torchvision_library: torch.library.Library | None = None
 
 
+class MissingOperatorError(ConfigError):
+    """A compiled operator of mmcv was called where there is none: the config asks for what needs it."""
+
+
 class MissingOps(types.ModuleType):
     """Stand-in for `mmcv._ext`: every operator exists and raises when called."""
 
@@ -40,9 +49,10 @@ class MissingOps(types.ModuleType):
             raise AttributeError(name)
 
         def missing_op(*_args: object, **_kwargs: object) -> object:
-            raise RuntimeError(
-                f"mmcv operator '{name}' was called, but this mmcv-full has no compiled operators. "
-                f"Build them for this torch (about 15 minutes): {BUILD_OPS_COMMAND}"
+            raise MissingOperatorError(
+                f"mmcv operator '{name}' was called, but this mmcv-full has no compiled operators. Choose a head, "
+                "loss or layer that needs none, or build them for this torch (about 15 minutes): "
+                f"{BUILD_OPS_COMMAND}"
             )
 
         return missing_op
@@ -86,6 +96,21 @@ def mend_mmcv_ops() -> bool:
     except ImportError:
         sys.modules["mmcv._ext"] = MissingOps("mmcv._ext")
         return True
+
+
+def mend_label_map(dataset: Any) -> None:
+    """Let an MMSeg dataset with `classes=[some of its own]` load annotations under numpy 2.
+
+    MMSeg 0.30 gives a class that was left out the id -1, which numpy 1 stored in uint8 as 255 (ignored) and numpy 2
+    refuses.
+    """
+    if dataset.label_map is not None:
+        dataset.label_map = {old: new % 256 for old, new in dataset.label_map.items()}
+
+
+def torchvision_is_mended() -> bool:
+    """Whether torchvision's operators were built for another torch, and had to be declared."""
+    return _torchvision_library is not None
 
 
 def has_compiled_ops() -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
 from ds_seg import distributed
+from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
 from ds_seg.evaluation.evaluate import EvaluationResult
 from ds_seg.evaluation.lockstep import Prediction
@@ -16,10 +19,15 @@ PICTURES = 8
 
 
 class PredictingEvaluator:
-    """Evaluates, and gives the tracker the same few images each time: of the main rank's share, evenly spread."""
+    """Evaluates, and gives the tracker the same few images each time: of the main rank's share, evenly spread.
 
-    def __init__(self, evaluator: Evaluator, engines: Engines, tracker: Tracker) -> None:
-        self.evaluator, self.engines, self.tracker = evaluator, engines, tracker
+    Where there are averages of the weights, it is they that are evaluated.
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, engines: Engines, tracker: Tracker, ema: WeightAverages | None = None
+    ) -> None:
+        self.evaluator, self.engines, self.tracker, self.ema = evaluator, engines, tracker, ema
         own = range(0, len(evaluator.dataset), distributed.world_size())
         self.indices = {own[place] for place in np.linspace(0, len(own) - 1, min(PICTURES, len(own)), dtype=int)}
 
@@ -32,6 +40,7 @@ class PredictingEvaluator:
                 meta = prediction.meta
                 pictures.append((meta["ori_filename"], load_rgb(meta["filename"]), prediction.labels_HW, label_HW))
 
-        result = self.evaluator(self.engines, keep)
+        with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
+            result = self.evaluator(self.engines, keep)
         self.tracker.log_pictures(step, pictures)
         return result

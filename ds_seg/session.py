@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from ds_seg import distributed
-from ds_seg.checkpoint import load_weights_from_checkpoint, resolve_checkpoint
-from ds_seg.checkpoint.manifest import MANIFEST
+from ds_seg.checkpoint import load_weights_from_checkpoint, resolve_weights
 from ds_seg.config import RunConfig
+from ds_seg.config.head_fields import predicting_head
 from ds_seg.data.build import build_dataset, leaf_datasets
-from ds_seg.data.lint import validate_annotations
+from ds_seg.data.lint import find_class_count_fault, validate_annotations
 from ds_seg.data.loader import TestSample, build_test_items, load_ground_truth
 from ds_seg.engine.engines import Engines, build_modules
+from ds_seg.engine.precision import validate_precision
 from ds_seg.errors import ConfigError
 from ds_seg.evaluation.evaluate import EvaluationResult, InferenceOptions, evaluate_dataset
 from ds_seg.evaluation.lockstep import Prediction, predict_images
 from ds_seg.models.heads import SegmentationHeads
-from ds_seg.models.load_weights import load_backbone_weights
+from ds_seg.models.probe import probe_heads
+from ds_seg.models.weight_files import is_weight_path
+from ds_seg.models.weight_segmentor import load_segmentor_weights
 from ds_seg.tracking.console import track_images
 
 Log = Callable[[str], None]
@@ -36,16 +39,14 @@ def open_dataset(run: RunConfig, role: str) -> Any:
         DataError: folders, images or annotations are missing or damaged.
         ConfigError: it has another number of classes than the head.
     """
-    num_classes = int(run.model.decode_head.num_classes)
+    head_field, head = predicting_head(run.model)
+    num_classes = int(head["num_classes"])
 
     def open_and_check() -> Any:
         dataset = build_dataset(run.data[role], role=role)
-        names = dataset.CLASSES
-        if len(names) != num_classes:
-            raise ConfigError(
-                f"model.decode_head.num_classes is {num_classes}, but data.{role} ({type(dataset).__name__}) has "
-                f"{len(names)} classes: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}. Make them equal."
-            )
+        fault = find_class_count_fault(head_field, num_classes, f"data.{role}", dataset)
+        if fault:
+            raise ConfigError(fault)
         if run.check_data:
             validate_annotations(
                 dataset,
@@ -66,23 +67,69 @@ def build_engines(run: RunConfig, *, training: bool, weights: str | None, log: L
     Args:
         run: the run.
         training: with optimizers, or only for evaluation.
-        weights: a backbone weight file or a ds_seg checkpoint; None keeps the random start.
+        weights: a weight file or a ds_seg checkpoint (see `resolve_weights`); None keeps the random start.
         log: gets the report of what was loaded.
+
+    Raises:
+        ConfigError: before any weight is loaded, a head or loss that can't be built or, where it is to train, fails.
+        PrecisionError: a tensor of the engines has another dtype than promised.
     """
     backbone, heads = build_modules(run)
+    if training:
+        run = _try_heads(run, backbone, heads, log)
     if weights is not None:
-        load_weights(backbone, heads, weights, log)
-    return Engines(backbone, heads, run, training=training)
+        load_weights(run, backbone, heads, weights, training=training, log=log)
+    engines = Engines(backbone, heads, run, training=training)
+    validate_precision(engines)
+    return engines
 
 
-def load_weights(backbone: nn.Module, heads: SegmentationHeads, source: str, log: Log) -> None:
-    """Load a backbone weight file, or backbone and heads of a ds_seg checkpoint."""
-    if Path(source).is_dir() or (Path(source) / MANIFEST).is_file():
-        folder = distributed.agree(lambda: resolve_checkpoint(source))
-        load_weights_from_checkpoint(folder, backbone, heads)
-        log(f"loaded backbone and heads from {folder}")
-    else:
-        load_backbone_weights(backbone, source, log=log)
+def _try_heads(run: RunConfig, backbone: nn.Module, heads: SegmentationHeads, log: Log) -> RunConfig:
+    heads.to(distributed.device())
+    unused = distributed.agree(
+        lambda: probe_heads(heads, run.model, backbone, micro_batch=run.micro_batch, crop_size_px=run.train_crop_px)
+    )
+    if not unused:
+        return run
+    log(
+        f"no loss depends on {len(unused)} head parameters, which stay as they are (find_unused_parameters is on): "
+        f"{', '.join(unused[:8])}{', ...' if len(unused) > 8 else ''}"
+    )
+    return dataclasses.replace(run, find_unused_parameters=True)
+
+
+def load_weights(
+    run: RunConfig, backbone: nn.Module, heads: SegmentationHeads, source: str, *, training: bool, log: Log
+) -> None:
+    """Load a weight file or a ds_seg checkpoint; a collective over all ranks.
+
+    Args:
+        run: names the file of the trunk for weight files that hold heads alone.
+        backbone: as built, not yet wrapped by DeepSpeed.
+        heads: as built.
+        source: see `resolve_weights`.
+        training: heads may then keep their initial values; for an evaluation the decode head must be there.
+        log: gets the report of what was loaded.
+    """
+    path = distributed.agree(lambda: resolve_weights(source))
+    if not is_weight_path(path):
+        averaged = load_weights_from_checkpoint(path, backbone, heads)
+        log(f"loaded {'the averages (EMA) of ' if averaged else ''}backbone and heads from {path}")
+        return
+    trunk = next((file for file in _list_pretrained(run) if file and file != source), None)
+    report, _ = load_segmentor_weights(backbone, heads, path, trunk_path=trunk, needs_head=not training, log=log)
+    expected_px = run.model.backbone.get("pretrain_size")
+    if expected_px and report.image_px not in (None, expected_px, run.model.backbone.get("img_size")):
+        log(
+            f"warning: model.backbone.pretrain_size is {expected_px} px, but the weights have positions for "
+            f"{report.image_px} px: they may be of another release than the config is meant for"
+        )
+
+
+def _list_pretrained(run: RunConfig) -> list[str | None]:
+    """Where the config may name the weights of its backbone, first choice first."""
+    model = run.model
+    return [model.backbone.get("pretrained"), model.get("pretrained"), run.mmseg.get("load_from"), run.load_from]
 
 
 def predict_dataset(
@@ -148,5 +195,5 @@ def _inference_options(
         "device": engines.device,
         "patch_size": run.patch_size,
         "progress": track_images(len(_own_indices(dataset)), label) if distributed.is_main() else None,
-        "threshold": engines.heads.decode_head.threshold or 0.3,
+        "threshold": engines.heads.threshold,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,19 @@ from torch import nn
 from ds_seg import distributed
 from ds_seg.checkpoint import TrainingState
 from ds_seg.config import RunConfig
+from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
 from ds_seg.loop import LoopRecord, memory_gib
 from ds_seg.tracking.metrics_log import read_metrics
 
 
 def measure_summary(
-    run: RunConfig, engines: Engines, state: TrainingState, record: LoopRecord, resumed_from: Path | None
+    run: RunConfig,
+    engines: Engines,
+    state: TrainingState,
+    record: LoopRecord,
+    resumed_from: Path | None,
+    ema: WeightAverages | None = None,
 ) -> dict[str, Any]:
     """Every field of summary.json; a collective over all ranks.
 
@@ -30,6 +37,7 @@ def measure_summary(
         state: where the run stands.
         record: step times and the last evaluation of the loop.
         resumed_from: the checkpoint the run went on from.
+        ema: averages of the weights; where there are some, the last evaluation was made on them.
     """
     peaks = distributed.gather_objects(memory_gib())
     rows = (
@@ -47,6 +55,7 @@ def measure_summary(
         "zero_stage": int(engines.backbone.zero_optimization_stage()),
         "backbone": describe_backbone(engines.backbone.module),
         "head": describe_heads(engines.heads),
+        "ema": describe_averages(ema) if ema is not None else None,
         "loss_first": rows[0]["loss"] if rows else None,
         "loss_last": rows[-1]["loss"] if rows else None,
         "mIoU": scores.get("eval/mIoU"),
@@ -80,7 +89,17 @@ def describe_heads(heads: nn.Module) -> dict[str, Any]:
         "type": type(heads.decode_head).__name__,
         "dtype": name_dtypes(tensors),
         "parameters": sum(p.numel() for p in heads.parameters()),
-        "replicas_identical": len(set(distributed.gather_objects(digest(heads)))) == 1,
+        "replicas_identical": are_identical(heads.state_dict()),
+    }
+
+
+def describe_averages(ema: WeightAverages) -> dict[str, Any]:
+    """Precision and size of the averages, and whether all ranks hold the same bits of the heads'; a collective."""
+    averages = [*ema.backbone.values(), *ema.heads.values()]
+    return {
+        "dtype": name_dtypes(averages),
+        "values_held_per_rank": distributed.gather_objects(sum(average.numel() for average in averages)),
+        "heads_identical": are_identical(ema.heads),
     }
 
 
@@ -95,10 +114,15 @@ def name_dtypes(tensors: list[Any]) -> str:
     return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
 
 
-def digest(module: nn.Module) -> str:
-    """A hash over the bits of a module's parameters and buffers."""
+def are_identical(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether all ranks hold the same bits; a collective."""
+    return len(set(distributed.gather_objects(digest(tensors)))) == 1
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A hash over the names and bits of tensors."""
     total = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         total.update(name.encode())
         total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

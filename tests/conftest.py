@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-LONGEST_FIRST = ("test_camvid", "test_demo", "test_bad_input", "test_resume", "test_recipes", "test_engine_distributed")
+pytest_plugins = ["fidelity"]
+LONGEST_FIRST = (
+    "test_sharded_training test_camvid test_demo test_bad_input test_resume test_recipes test_engine_distributed "
+    "test_heads_and_losses test_ema_distributed test_benchmark"
+).split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,9 +1,25 @@
-"""Checkpoints that are either complete and verified or not there at all."""
+"""Checkpoints that are either complete and verified or not there at all.
 
-from ds_seg.checkpoint.load import load_weights_from_checkpoint, resume_training
-from ds_seg.checkpoint.save import save_checkpoint
-from ds_seg.checkpoint.store import checkpoint_name, find_resume_point, list_checkpoints, resolve_checkpoint
+What works on engines needs DeepSpeed, and is imported when it is first asked for: an export reads checkpoints without.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ds_seg.checkpoint.store import (
+    checkpoint_name,
+    find_resume_point,
+    list_checkpoints,
+    resolve_checkpoint,
+    resolve_weights,
+)
 from ds_seg.checkpoint.training_state import TrainingState
+
+if TYPE_CHECKING:
+    from ds_seg.checkpoint.load import load_weights_from_checkpoint, resume_training
+    from ds_seg.checkpoint.save import save_checkpoint
 
 __all__ = [
     "TrainingState",
@@ -12,6 +28,15 @@ __all__ = [
     "list_checkpoints",
     "load_weights_from_checkpoint",
     "resolve_checkpoint",
+    "resolve_weights",
     "resume_training",
     "save_checkpoint",
 ]
+_NEED_DEEPSPEED = {"load_weights_from_checkpoint": "load", "resume_training": "load", "save_checkpoint": "save"}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs DeepSpeed, imported now."""
+    if name not in _NEED_DEEPSPEED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_NEED_DEEPSPEED[name]}"), name)

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from pathlib import Path
 
 import torch
 from deepspeed.runtime.zero import GatheredParameters
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import nn
 
 from ds_seg import distributed
+from ds_seg.checkpoint.averages import load_averages, validate_backbone_averages
 from ds_seg.checkpoint.manifest import verify_files
-from ds_seg.checkpoint.save import BACKBONE_TAG, FROZEN_BACKBONE_FILE, HEADS_FILE
+from ds_seg.checkpoint.saved_weights import SavedBackbone, read_saved_heads
+from ds_seg.checkpoint.store import BACKBONE_TAG, HEADS_FILE
 from ds_seg.checkpoint.training_state import TrainingState, read_state, validate_same_model, validate_same_run
 from ds_seg.config import RunConfig
+from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
+from ds_seg.engine.precision import validate_precision
 from ds_seg.models.heads import SegmentationHeads
-from ds_seg.models.load_weights import load_backbone_weights
 
 
-def resume_training(folder: Path, engines: Engines, run: RunConfig) -> TrainingState:
-    """Load weights and optimizers of both engines; a collective over all ranks.
+def resume_training(folder: Path, engines: Engines, run: RunConfig, ema: WeightAverages | None = None) -> TrainingState:
+    """Load weights, averages and optimizers of both engines; a collective over all ranks.
 
     Nothing is loaded before every rank has verified its share of the files.
 
@@ -31,12 +31,15 @@ def resume_training(folder: Path, engines: Engines, run: RunConfig) -> TrainingS
 
     Raises:
         CheckpointError: the checkpoint is damaged, of another model, or of another kind of run.
+        PrecisionError: a tensor of the engines has another dtype than promised.
     """
 
     def check() -> dict:
         content = read_state(folder)
         validate_same_model(folder, content, engines.backbone.module, engines.heads)
-        validate_same_run(folder, content, run, engines)
+        validate_same_run(folder, content, run, engines, averaged=ema is not None)
+        if ema is not None:
+            validate_backbone_averages(folder, ema)
         return content
 
     _verify(folder)
@@ -49,18 +52,25 @@ def resume_training(folder: Path, engines: Engines, run: RunConfig) -> TrainingS
     parts = torch.load(folder / HEADS_FILE, map_location=engines.device, weights_only=True)
     engines.heads.load_state_dict(parts["heads"])
     engines.head_optimizer.load_state_dict(parts["optimizer"])
+    if ema is not None:
+        load_averages(folder, ema, parts["averages"])
+    validate_precision(engines)
     return TrainingState(**content["state"])
 
 
-def load_weights_from_checkpoint(folder: Path, backbone: nn.Module, heads: SegmentationHeads) -> None:
+def load_weights_from_checkpoint(folder: Path, backbone: nn.Module, heads: SegmentationHeads) -> bool:
     """Load only the weights, of a checkpoint of any world size; a collective over all ranks.
 
-    Global rank 0 reads the shards and hands the backbone out parameter by parameter.
+    Where the checkpoint holds averages of weights, it is they that are loaded. Global rank 0 reads the shards and
+    hands the backbone out parameter by parameter.
 
     Args:
         folder: a checkpoint.
         backbone: as built, not yet wrapped by DeepSpeed; partitioned or not.
         heads: the heads, on any device.
+
+    Returns:
+        Whether averages were loaded.
 
     Raises:
         CheckpointError: the checkpoint is damaged or of another model.
@@ -73,12 +83,10 @@ def load_weights_from_checkpoint(folder: Path, backbone: nn.Module, heads: Segme
 
     _verify(folder)
     content = distributed.agree(check)
-    if content["backbone_trained"]:
-        _load_shards(folder, backbone)
-    else:
-        load_backbone_weights(backbone, folder / FROZEN_BACKBONE_FILE, log=lambda _report: None)
-    parts = torch.load(folder / HEADS_FILE, map_location="cpu", weights_only=True)
-    heads.load_state_dict(parts["heads"])
+    saved = distributed.agree(lambda: SavedBackbone(folder, content) if distributed.is_main() else None)
+    _hand_out(saved, backbone)
+    heads.load_state_dict(read_saved_heads(folder))
+    return content["averaged"]
 
 
 def _verify(folder: Path) -> None:
@@ -87,12 +95,9 @@ def _verify(folder: Path) -> None:
 
 
 @torch.no_grad()
-def _load_shards(folder: Path, backbone: nn.Module) -> None:
-    state = {}
-    if distributed.is_main():
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # progress bars
-            state = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=BACKBONE_TAG)
+def _hand_out(saved: SavedBackbone | None, backbone: nn.Module) -> None:
+    """Rank 0 reads; every rank's shards get their parts, one parameter at a time."""
     for name, parameter in backbone.named_parameters():
         with GatheredParameters([parameter], modifier_rank=0):
-            if distributed.is_main():
-                parameter.data.copy_(state[name])
+            if saved is not None:
+                parameter.data.copy_(saved.read(name))

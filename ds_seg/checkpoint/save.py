@@ -11,8 +11,12 @@ from deepspeed.runtime.zero import GatheredParameters
 from safetensors.torch import save_file
 
 from ds_seg import distributed
+from ds_seg.checkpoint.averages import save_backbone_averages
 from ds_seg.checkpoint.manifest import seal_files, sync_folder, write_manifest
 from ds_seg.checkpoint.store import (
+    BACKBONE_TAG,
+    FROZEN_BACKBONE_FILE,
+    HEADS_FILE,
     checkpoint_name,
     checkpoints_folder,
     drop_leftovers,
@@ -21,22 +25,24 @@ from ds_seg.checkpoint.store import (
 )
 from ds_seg.checkpoint.training_state import TrainingState, write_state
 from ds_seg.config import RunConfig
+from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
-
-BACKBONE_TAG = "backbone"
-FROZEN_BACKBONE_FILE = "backbone.safetensors"
-HEADS_FILE = "heads.pt"
+from ds_seg.engine.precision import validate_precision
 
 
-def save_checkpoint(engines: Engines, run: RunConfig, state: TrainingState) -> Path:
-    """Write both engines' weights and optimizers and the run's state; a collective over all ranks.
+def save_checkpoint(engines: Engines, run: RunConfig, state: TrainingState, ema: WeightAverages | None = None) -> Path:
+    """Write both engines' weights, averages and optimizers and the run's state; a collective over all ranks.
 
     Everything goes to a temporary folder, is flushed and summed up in a manifest, and then renamed. Older
     checkpoints are removed after that.
 
     Returns:
         The folder of the checkpoint.
+
+    Raises:
+        PrecisionError: a tensor has another dtype than promised; nothing was written.
     """
+    validate_precision(engines)
     name = checkpoint_name(state.step)
     final = checkpoints_folder(run.work_dir) / name
     temporary = final.with_name(f".{name}.tmp")
@@ -48,10 +54,11 @@ def save_checkpoint(engines: Engines, run: RunConfig, state: TrainingState) -> P
         engines.backbone.save_checkpoint(str(temporary), tag=BACKBONE_TAG, save_latest=False)
     else:
         _save_frozen_backbone(engines, temporary, list_checkpoints(run.work_dir))
+    if ema is not None:
+        save_backbone_averages(temporary, ema)
     if distributed.is_main():
-        parts = {"heads": engines.heads.state_dict(), "optimizer": engines.head_optimizer.state_dict()}
-        torch.save(parts, temporary / HEADS_FILE)
-        write_state(temporary, state, run, engines)
+        _save_heads(engines, ema, temporary)
+        write_state(temporary, state, run, engines, averaged=ema is not None)
     distributed.barrier()
     sealed = distributed.gather_objects(seal_files(temporary, _own_files(temporary)))
     if distributed.is_main():
@@ -60,6 +67,11 @@ def save_checkpoint(engines: Engines, run: RunConfig, state: TrainingState) -> P
         drop_old_checkpoints(run.work_dir, run.keep_checkpoints, state.best_checkpoint)
     distributed.barrier()
     return final
+
+
+def _save_heads(engines: Engines, ema: WeightAverages | None, folder: Path) -> None:
+    parts = {"heads": engines.heads.state_dict(), "optimizer": engines.head_optimizer.state_dict()}
+    torch.save(parts | ({"averages": ema.heads} if ema is not None else {}), folder / HEADS_FILE)
 
 
 def _publish(temporary: Path, final: Path) -> None:

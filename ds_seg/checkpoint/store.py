@@ -7,6 +7,13 @@ from pathlib import Path
 
 from ds_seg.checkpoint.manifest import MANIFEST
 from ds_seg.errors import CheckpointError
+from ds_seg.models.weight_files import is_weight_path
+
+BACKBONE_TAG = "backbone"
+"""Folder of DeepSpeed's files, where the backbone was trained."""
+FROZEN_BACKBONE_FILE = "backbone.safetensors"
+"""The whole backbone, where it was not."""
+HEADS_FILE = "heads.pt"
 
 
 def checkpoints_folder(work_dir: Path) -> Path:
@@ -69,6 +76,16 @@ def resolve_checkpoint(given: str) -> Path:
     raise CheckpointError(
         f"CHECKPOINT '{given}' {state}. Name a folder like WORK_DIR/checkpoints/step_000100, or a work dir with one."
     )
+
+
+def resolve_weights(given: str) -> Path:
+    """The weight file, HuggingFace folder or ds_seg checkpoint that CHECKPOINT or --load-from names.
+
+    Raises:
+        CheckpointError: it is neither a weight file nor a checkpoint, nor a work dir that holds one.
+    """
+    path = Path(given)
+    return path if is_weight_path(path) and not list_checkpoints(path) else resolve_checkpoint(given)
 
 
 def drop_old_checkpoints(work_dir: Path, keep: int, best: str | None) -> None:

@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ds_seg.config import RunConfig
-from ds_seg.engine.engines import Engines
 from ds_seg.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from ds_seg.engine.engines import Engines
 
 STATE_FILE = "state.json"
 
@@ -36,8 +38,8 @@ def describe_model(backbone: nn.Module, heads: nn.Module) -> dict[str, dict[str,
     return {"backbone": shapes, "heads": {name: list(p.shape) for name, p in heads.state_dict().items()}}
 
 
-def write_state(folder: Path, state: TrainingState, run: RunConfig, engines: Engines) -> None:
-    """Write the state file of a checkpoint that is being made."""
+def write_state(folder: Path, state: TrainingState, run: RunConfig, engines: Engines, *, averaged: bool) -> None:
+    """Write the state file of a checkpoint that is being made; `averaged` if it holds averages of the weights."""
     content = {
         "state": asdict(state),
         "seed": run.seed,
@@ -45,19 +47,20 @@ def write_state(folder: Path, state: TrainingState, run: RunConfig, engines: Eng
         "global_batch": run.global_batch,
         "bf16": run.bf16,
         "backbone_trained": bool(engines.trainable_backbone),
+        "averaged": averaged,
         "model": describe_model(engines.backbone.module, engines.heads),
     }
     (folder / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The content of a checkpoint's state file.
+    """The content of a checkpoint's state file; one that does not tell of averages of the weights has none.
 
     Raises:
         CheckpointError: it is missing or is no JSON.
     """
     try:
-        return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        return {"averaged": False, **json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))}
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"Checkpoint {folder} is damaged: {STATE_FILE} can't be read ({error}). Use another checkpoint."
@@ -82,8 +85,10 @@ def validate_same_model(folder: Path, content: Mapping[str, Any], backbone: nn.M
         )
 
 
-def validate_same_run(folder: Path, content: Mapping[str, Any], run: RunConfig, engines: Engines) -> None:
-    """Compare what an exact resume needs: processes, batch, seed, precision, what is trained.
+def validate_same_run(
+    folder: Path, content: Mapping[str, Any], run: RunConfig, engines: Engines, *, averaged: bool
+) -> None:
+    """Compare what an exact resume needs: processes, batch, seed, precision, what is trained and averaged.
 
     Raises:
         CheckpointError: naming each difference and its remedy.
@@ -94,10 +99,11 @@ def validate_same_run(folder: Path, content: Mapping[str, Any], run: RunConfig, 
         "seed": run.seed,
         "bf16": run.bf16,
         "backbone_trained": bool(engines.trainable_backbone),
+        "averaged": averaged,
     }
     differing = [f"{key}: {content[key]} there, {value} here" for key, value in wanted.items() if content[key] != value]
     if differing:
         raise CheckpointError(
             f"Checkpoint {folder} can't be resumed exactly by this run: {'; '.join(differing)}. Resume with the same "
-            "values, or start a new run from its weights with --load-from."
+            "values (averaged: an EMAHook in custom_hooks), or start a new run from its weights with --load-from."
         )

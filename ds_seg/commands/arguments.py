@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ds_seg.config import RunOptions
 
+CHECKPOINT_HELP = (
+    "a checkpoint folder, a work dir (its newest one), or a weight file or HuggingFace folder with backbone and head"
+)
+
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """CONFIG and what changes it."""

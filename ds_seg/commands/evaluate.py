@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ds_seg import distributed
-from ds_seg.commands.arguments import add_config_arguments, run_options
+from ds_seg.commands.arguments import CHECKPOINT_HELP, add_config_arguments, run_options
 from ds_seg.errors import EXIT_OK
 
 # What needs torch or mmseg is imported inside the functions, so that --help answers at once.
@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Evaluate a checkpoint on data.test of the config (data.val where there is none), over all ranks.",
     )
     add_config_arguments(parser)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint folder, or a work dir: its newest one")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     parser.add_argument("--tta", action="store_true", help="average over scales 0.75 to 1.5 and mirrored views")
     parser.add_argument("--window-batch", type=int, metavar="N", help="windows in one forward (default: the config's)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the scores to this JSON file")
@@ -31,22 +31,22 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command on this rank."""
     distributed.initialize()
-    from ds_seg.checkpoint import resolve_checkpoint
+    from ds_seg.checkpoint import resolve_weights
     from ds_seg.config import build_run_config
     from ds_seg.session import Evaluator, build_engines, enable_test_time_augmentation, open_dataset
     from ds_seg.tracking.summary import write_json_atomic
 
     config = build_run_config(run_options(args), distributed.world_size())
-    folder = distributed.agree(lambda: resolve_checkpoint(args.checkpoint))
+    weights = distributed.agree(lambda: resolve_weights(args.checkpoint))
     role = "test" if "test" in config.data else "val"
     if args.tta:
         enable_test_time_augmentation(config, role)
     dataset = open_dataset(config, role)
     say = print if distributed.is_main() else lambda _message: None
-    engines = build_engines(config, training=False, weights=str(folder), log=say)
+    engines = build_engines(config, training=False, weights=str(weights), log=say)
     result = Evaluator(config, dataset, window_batch=args.window_batch)(engines)
     say(result.table())
-    scores = {"checkpoint": str(folder), "images": result.images, **result.metrics()}
+    scores = {"checkpoint": str(weights), "images": result.images, **result.metrics()}
     if distributed.is_main() and args.out:
         write_json_atomic(args.out, scores)
         say(f"wrote {args.out}")

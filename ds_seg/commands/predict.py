@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ds_seg import distributed
-from ds_seg.commands.arguments import add_config_arguments, run_options
+from ds_seg.commands.arguments import CHECKPOINT_HELP, add_config_arguments, run_options
 from ds_seg.errors import EXIT_OK
 
 # What needs torch or mmseg is imported inside the functions, so that --help answers at once.
-if TYPE_CHECKING:
-    from ds_seg.config import RunConfig
-    from ds_seg.data.images import ImageFiles
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -25,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "images with the classes drawn over them.",
     )
     add_config_arguments(parser)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint folder, or a work dir: its newest one")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="images, or folders that are searched through")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where masks and overlays go")
     parser.add_argument(
@@ -37,19 +33,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command on this rank."""
     distributed.initialize()
-    from ds_seg.checkpoint import resolve_checkpoint
+    from ds_seg.checkpoint import resolve_weights
     from ds_seg.config import build_run_config
-    from ds_seg.data.images import find_images, validate_images
+    from ds_seg.data.images import find_images, open_images, validate_images
     from ds_seg.evaluation.pictures import draw_overlay, load_rgb, save_mask, save_picture
     from ds_seg.session import build_engines, predict_dataset
 
     config = build_run_config(run_options(args), distributed.world_size())
-    folder = distributed.agree(lambda: resolve_checkpoint(args.checkpoint))
+    weights = distributed.agree(lambda: resolve_weights(args.checkpoint))
     results = distributed.agree(lambda: find_images(args.inputs))
-    dataset = _open_images(config, list(results))
+    dataset = open_images(config.data, list(results))
     distributed.agree(lambda: validate_images(dataset))
     say = print if distributed.is_main() else lambda _message: None
-    engines = build_engines(config, training=False, weights=str(folder), log=say)
+    engines = build_engines(config, training=False, weights=str(weights), log=say)
     for prediction in predict_dataset(config, engines, dataset):
         path = dataset.paths[prediction.index]
         result = results[path]
@@ -59,11 +55,3 @@ def run(args: argparse.Namespace) -> int:
     distributed.barrier()
     say(f"wrote {len(results)} masks and overlays to {args.out}")
     return EXIT_OK
-
-
-def _open_images(config: RunConfig, paths: list[Path]) -> ImageFiles:
-    from ds_seg.data.images import ImageFiles, find_classes
-
-    section = config.data.get("test") or config.data.val
-    classes, palette = find_classes(section)
-    return ImageFiles(paths, section["pipeline"], classes, palette)

@@ -16,6 +16,7 @@ from ds_seg.errors import EXIT_OK, StoppedBySignal
 if TYPE_CHECKING:
     from ds_seg.checkpoint import TrainingState
     from ds_seg.config import RunConfig
+    from ds_seg.engine.ema import WeightAverages
     from ds_seg.engine.engines import Engines
     from ds_seg.loop import LoopRecord
     from ds_seg.tracking.tracker import Tracker
@@ -34,23 +35,36 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--resume", metavar="auto|TAG", help="go on from the newest complete checkpoint, or from step_000100, say"
     )
-    parser.add_argument("--load-from", metavar="F", help="start from a backbone weight file or a ds_seg checkpoint")
+    parser.add_argument(
+        "--load-from", metavar="F", help="start from a weight file (head too, if it has one) or a checkpoint"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="fixes data order, augmentation and noise (default: 0)")
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="slower: the same bits every time on GPUs too (docs/determinism.md)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command on this rank."""
+    from ds_seg.engine.determinism import explained_operations, use_deterministic_algorithms
+
+    if args.deterministic:
+        use_deterministic_algorithms()
     distributed.initialize()
     from ds_seg.config import build_run_config
 
-    train(build_run_config(run_options(args), distributed.world_size()))
+    with explained_operations():
+        train(build_run_config(run_options(args), distributed.world_size()))
     return EXIT_OK
 
 
 def train(run: RunConfig) -> None:
     """Train as `run` says and leave a complete work dir; a collective over all ranks."""
     from ds_seg.checkpoint import TrainingState, resume_training
+    from ds_seg.engine.ema import WeightAverages
     from ds_seg.loop import TrainingLoop
     from ds_seg.predictions import PredictingEvaluator
     from ds_seg.session import Evaluator, build_engines, open_dataset
@@ -61,14 +75,15 @@ def train(run: RunConfig) -> None:
     with _open_tracker(run, resume_from, val_set) as tracker:
         weights = None if resume_from else run.load_from
         engines = build_engines(run, training=True, weights=weights, log=tracker.info)
-        state = resume_training(resume_from, engines, run) if resume_from else TrainingState()
+        ema = WeightAverages(engines, run.ema) if run.ema else None
+        state = resume_training(resume_from, engines, run, ema) if resume_from else TrainingState()
         if resume_from and distributed.is_main():
             set_newer_checkpoints_aside(run.work_dir, resume_from)
         _describe_start(run, engines, state, weights, tracker)
-        evaluate = PredictingEvaluator(Evaluator(run, val_set), engines, tracker)
+        evaluate = PredictingEvaluator(Evaluator(run, val_set), engines, tracker, ema)
         loader = _build_loader(run, train_set, state, engines)
-        record = TrainingLoop(run, engines, state, tracker, evaluate)(loader)
-        _write_end(run, engines, state, record, resume_from, tracker)
+        record = TrainingLoop(run, engines, state, tracker, evaluate, ema)(loader)
+        _write_end(run, engines, state, record, resume_from, ema, tracker)
     if record.stopped:
         raise StoppedBySignal(record.stopped)
 
@@ -100,6 +115,8 @@ def _open_tracker(run: RunConfig, resume_from: Path | None, val_set: Any) -> Ite
 def _describe_start(
     run: RunConfig, engines: Engines, state: TrainingState, weights: str | None, tracker: Tracker
 ) -> None:
+    import torch
+
     from ds_seg.engine.groups import format_groups
     from ds_seg.summary import describe_backbone, describe_heads
 
@@ -114,7 +131,14 @@ def _describe_start(
         f"{backbone['trainable']:,} trainable, ZeRO stage 3; held per rank: {held}"
     )
     tracker.info(f"head {heads['type']}: {heads['parameters']:,} parameters in {heads['dtype']} on every rank")
+    if run.ema:
+        tracker.info(
+            f"EMA: evaluations and pictures use averages of the weights, kept in FP32 and saved in each checkpoint; "
+            f"momentum {run.ema.momentum:g}, interval {run.ema.interval_steps}, warm-up {run.ema.warm_up_steps} steps"
+        )
     tracker.info(f"parameter groups:\n{format_groups(engines.param_groups)}")
+    if torch.are_deterministic_algorithms_enabled():
+        tracker.info("deterministic algorithms only (--deterministic): slower on GPUs")
     tracker.info(
         f"steps {state.step} to {run.schedule.max_steps}, global batch {run.global_batch} = {run.micro_batch} crops x "
         f"{run.accumulation_steps} micro-batches x {run.world_size} processes, seed {run.seed}; work dir {run.work_dir}"
@@ -144,13 +168,14 @@ def _write_end(
     state: TrainingState,
     record: LoopRecord,
     resume_from: Path | None,
+    ema: WeightAverages | None,
     tracker: Tracker,
 ) -> None:
     from ds_seg.summary import measure_summary
     from ds_seg.tracking.report import write_report
     from ds_seg.tracking.summary import write_summary
 
-    summary = measure_summary(run, engines, state, record, resume_from)
+    summary = measure_summary(run, engines, state, record, resume_from, ema)
     if distributed.is_main():
         write_report(run.work_dir, summary)
         write_summary(run.work_dir, summary)

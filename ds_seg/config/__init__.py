@@ -2,10 +2,11 @@
 
 from ds_seg.config.files import CONFIGS_ROOT, read_config_file, resolve_config_path
 from ds_seg.config.run_config import RunConfig, RunOptions, build_run_config
-from ds_seg.config.sections import OptimizerSettings, ScheduleSettings, WandbSettings
+from ds_seg.config.sections import EmaSettings, OptimizerSettings, ScheduleSettings, WandbSettings
 
 __all__ = [
     "CONFIGS_ROOT",
+    "EmaSettings",
     "OptimizerSettings",
     "RunConfig",
     "RunOptions",

@@ -109,3 +109,10 @@ def _check_zero(zero: Any, faults: Faults) -> None:
             "deepspeed.zero_optimization.stage",
             f"got {stage!r}, want 3: the backbone is built and loaded in shards. Set it to 3, also on one GPU.",
         )
+    offload = (zero.get("offload_optimizer") if isinstance(zero, dict) else None) or {}
+    if offload.get("ratio", 1.0) != 1.0:
+        faults.add(
+            "deepspeed.zero_optimization.offload_optimizer.ratio",
+            f"got {offload['ratio']}, want 1: the second optimizer that DeepSpeed 0.19.8 makes for the rest knows no "
+            "rate per layer and no schedule, and its moments are in no checkpoint. Remove it.",
+        )

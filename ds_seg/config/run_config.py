@@ -11,10 +11,13 @@ import ds_seg.openmmlab  # noqa: F401
 from ds_seg.config.deepspeed_json import DEFAULT_DEEPSPEED_JSON, load_deepspeed_json, resolve_deepspeed
 from ds_seg.config.faults import Faults
 from ds_seg.config.files import read_config_file, resolve_config_path
+from ds_seg.config.head_fields import auxiliary_head_fields, classifying_head, decode_head_fields
 from ds_seg.config.sections import (
+    EmaSettings,
     OptimizerSettings,
     ScheduleSettings,
     WandbSettings,
+    read_custom_hooks,
     read_log_config,
     read_optimizer,
     read_optimizer_config,
@@ -33,7 +36,6 @@ _NO_MEANING = {
     "device": "the accelerator is the one DeepSpeed finds",
     "gpu_ids": "the launcher places processes",
     "deepspeed": "ZeRO-3 is always on",
-    "custom_hooks": "precision is fixed: the backbone as the DeepSpeed JSON says, the head in FP32",
 }
 
 
@@ -73,6 +75,8 @@ class RunConfig:
     save_best: bool
     checkpoint_interval_steps: int
     keep_checkpoints: int
+    ema: EmaSettings | None
+    """How the weights are averaged; None where they are not."""
     wandb: WandbSettings
     load_from: str | None
     resume: str | None
@@ -111,6 +115,16 @@ class RunConfig:
         """The backbone's patch in pixels."""
         return int(self.model.backbone.get("patch_size", 14))
 
+    @property
+    def train_crop_px(self) -> tuple[int, int]:
+        """Height and width of a training crop; of the evaluation's window, or the backbone's image, where none is."""
+        steps = [step for _, step in _pipeline_steps(self.data.train, "data.train")]
+        crops = [step["crop_size"] for step in steps if step.get("type") == "RandomCrop"]
+        window = self.model.test_cfg.get("crop_size")
+        size = (crops or [window or self.model.backbone.get("img_size", 224)])[-1]
+        height, width = size if isinstance(size, (tuple, list)) else (size, size)
+        return int(height), int(width)
+
 
 def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
     """Read, merge and check everything that describes a run.
@@ -131,6 +145,7 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
     micro_batch = faults.integer("data.samples_per_gpu", config.data, 1, minimum=1)
     accumulation_steps = _accumulation(config, micro_batch, cumulative_iters, world_size, faults)
     log_interval_steps, wandb = read_log_config(config.get("log_config"), faults)
+    ema, ignored = read_custom_hooks(config.get("custom_hooks"), faults)
     deepspeed_path = options.deepspeed_config or config.get("deepspeed_config")
     deepspeed = resolve_deepspeed(
         load_deepspeed_json(Path(deepspeed_path or DEFAULT_DEEPSPEED_JSON)),
@@ -139,6 +154,8 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         world_size=world_size,
         faults=faults,
     )
+    if ema is not None:
+        _check_ema_offload(deepspeed, faults)
     run = RunConfig(
         name=path.stem,
         mmseg=config,
@@ -153,16 +170,33 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         clip_norm=clip_norm,
         max_skipped_steps=faults.integer("max_skipped_steps", config, 5, minimum=1),
         log_interval_steps=log_interval_steps,
+        ema=ema,
         wandb=wandb,
         load_from=options.load_from or config.get("load_from") or _pretrained(config.model),
         resume=options.resume or config.get("resume_from") or ("auto" if config.get("auto_resume") else None),
         check_data=bool(config.get("check_data", True)),
         find_unused_parameters=bool(config.get("find_unused_parameters", False)),
-        notes=tuple(f"config key '{key}' has no effect: {why}" for key, why in _NO_MEANING.items() if key in config),
+        notes=_note_ignored({key: why for key, why in _NO_MEANING.items() if key in config} | ignored),
         **_read_intervals(config, faults),
     )
     faults.raise_if_any()
     return run
+
+
+def _note_ignored(reasons: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(f"config key '{key}' has no effect: {why}" for key, why in reasons.items())
+
+
+def _check_ema_offload(deepspeed: Mapping[str, Any], faults: Faults) -> None:
+    zero = deepspeed.get("zero_optimization")
+    for part in ("offload_optimizer", "offload_param"):
+        section = zero.get(part) if isinstance(zero, Mapping) else None
+        if isinstance(section, Mapping) and section.get("device") == "nvme":
+            faults.add(
+                f"deepspeed.zero_optimization.{part}.device",
+                "got 'nvme', but averages (EMAHook) follow the weights at every step, and would read all of them back "
+                "from the disk. Use 'cpu', or remove the EMAHook.",
+            )
 
 
 def _read_seed(options: RunOptions, config: Config, faults: Faults) -> int:
@@ -217,22 +251,42 @@ def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:
 
 def _check_model(model: Mapping[str, Any], faults: Faults) -> None:
     known = ("type", "pretrained", "backbone", "decode_head", "auxiliary_head", "train_cfg", "test_cfg", "init_cfg")
-    faults.section("model", model, known)
-    if model.get("type") != "EncoderDecoder":
-        faults.add("model.type", f"got {model.get('type')!r}, want 'EncoderDecoder'.")
-    for part in ("backbone", "decode_head"):
-        if not isinstance(model.get(part), Mapping):
-            faults.add(f"model.{part}", "missing.")
+    cascade = model.get("type") == "CascadeEncoderDecoder"
+    faults.section("model", model, (*known, "num_stages") if cascade else known)
+    if model.get("type") not in ("EncoderDecoder", "CascadeEncoderDecoder"):
+        faults.add("model.type", f"got {model.get('type')!r}, want 'EncoderDecoder' or 'CascadeEncoderDecoder'.")
+    if not isinstance(model.get("backbone"), Mapping):
+        faults.add("model.backbone", "missing.")
+    _check_heads(model, cascade, faults)
     faults.raise_if_any()
     if model["backbone"].get("type") not in ("InternViT", "InternViT6B"):
         faults.add("model.backbone.type", f"got {model['backbone'].get('type')!r}, want 'InternViT' or 'InternViT6B'.")
-    test_cfg = faults.section("model.test_cfg", model.get("test_cfg"), ("mode", "crop_size", "stride"))
+    refinement = ("subdivision_steps", "subdivision_num_points", "scale_factor") if cascade else ()
+    test_cfg = faults.section("model.test_cfg", model.get("test_cfg"), ("mode", "crop_size", "stride", *refinement))
     if test_cfg.get("mode") not in ("slide", "whole"):
         faults.add("model.test_cfg.mode", f"got {test_cfg.get('mode')!r}, want 'slide' or 'whole'.")
     if test_cfg.get("mode") == "slide" and not {"crop_size", "stride"} <= set(test_cfg):
         faults.add("model.test_cfg", "mode='slide' needs crop_size=(height, width) and stride=(height, width).")
     elif test_cfg.get("mode") == "slide":
         _check_multiple("model.test_cfg.crop_size", test_cfg["crop_size"], model["backbone"], faults)
+
+
+def _check_heads(model: Mapping[str, Any], cascade: bool, faults: Faults) -> None:
+    decode_heads = decode_head_fields(model)
+    if not decode_heads:
+        faults.add("model.decode_head", "missing.")
+    if cascade and not (isinstance(model.get("decode_head"), (list, tuple)) and len(decode_heads) > 1):
+        faults.add("model.decode_head", "model.type='CascadeEncoderDecoder' needs a list of at least two heads.")
+    if cascade and model.get("num_stages") != len(decode_heads):
+        faults.add("model.num_stages", f"got {model.get('num_stages')!r}, but decode_head lists {len(decode_heads)}.")
+    if not cascade and len(decode_heads) > 1:
+        faults.add("model.decode_head", "several heads in a row need model.type='CascadeEncoderDecoder'.")
+    for where, head in decode_heads + auxiliary_head_fields(model):
+        if not isinstance(head, Mapping) or "type" not in head:
+            faults.add(where, f"got {head!r}, want a dict with a type, such as dict(type='FCNHead', ...).")
+            continue
+        inner, classifier = classifying_head(where, head)
+        faults.integer(f"{inner}.num_classes", classifier, 0, minimum=1)
 
 
 def _check_data(config: Config, faults: Faults) -> None:

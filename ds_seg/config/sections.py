@@ -10,6 +10,8 @@ from ds_seg.config.faults import Faults
 
 LAYER_DECAY_CONSTRUCTOR = "CustomLayerDecayOptimizerConstructor"
 DEFAULT_CONSTRUCTOR = "DefaultOptimizerConstructor"
+PRECISION_HOOK = "ToBFloat16Hook"
+"""InternVL's, which makes its model bf16."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,17 @@ class ScheduleSettings:
     min_lr: float
     warmup_steps: int
     warmup_ratio: float
+
+
+@dataclass(frozen=True)
+class EmaSettings:
+    """Averages of the weights, as MMCV's EMAHook describes them."""
+
+    momentum: float
+    """The share that new weights get; taken to the power of the interval, as EMAHook does."""
+    interval_steps: int
+    warm_up_steps: int
+    """Bounds the share of step k by (1 + k) / (warm_up + k); 1 bounds nothing."""
 
 
 @dataclass(frozen=True)
@@ -157,3 +170,45 @@ def read_log_config(given: Any, faults: Faults) -> tuple[int, WandbSettings]:
         elif name != "TextLoggerHook":
             faults.add(where, f"got type {name!r}, want 'TextLoggerHook' or 'WandbLoggerHook'.")
     return faults.integer("log_config.interval", section, 50, minimum=1), wandb
+
+
+def read_custom_hooks(given: Any, faults: Faults) -> tuple[EmaSettings | None, dict[str, str]]:
+    """`custom_hooks` -> (averages of the weights or None, keys that have no meaning here with the reason)."""
+    if not isinstance(given or [], (list, tuple)):
+        faults.add("custom_hooks", f"got {given!r}, want a list of dicts.")
+        return None, {}
+    ema, ignored = None, {}
+    for index, hook in enumerate(given or []):
+        where = f"custom_hooks[{index}]"
+        name = hook.get("type") if isinstance(hook, Mapping) else None
+        if name == PRECISION_HOOK:
+            ignored[where] = f"{name} changes a precision that is fixed, the DeepSpeed JSON's and FP32 for the head"
+        elif name != "EMAHook":
+            faults.add(
+                where,
+                f"got {name or hook!r}, want a dict of type 'EMAHook', or '{PRECISION_HOOK}', which changes nothing "
+                "here. Hooks of other types are not run: remove it.",
+            )
+        elif ema is not None:
+            faults.add(where, "is a second EMAHook. Keep one.")
+        else:
+            ema = _read_ema(where, hook, faults)
+            if "priority" in hook:
+                ignored[f"{where}.priority"] = "averages move right after the step"
+    return ema, ignored
+
+
+def _read_ema(where: str, hook: Mapping[str, Any], faults: Faults) -> EmaSettings:
+    section = faults.section(where, hook, ("type", "momentum", "interval", "warm_up", "resume_from", "priority"))
+    if section.get("resume_from") is not None:
+        faults.add(
+            f"{where}.resume_from", f"got {section['resume_from']!r}; averages come back with --resume. Remove it."
+        )
+    momentum = float(faults.number(f"{where}.momentum", section, 0.0002, minimum=0.0, maximum=1.0))
+    if momentum in (0.0, 1.0):
+        faults.add(f"{where}.momentum", f"got {section['momentum']!r}, want a number above 0 and below 1.")
+    return EmaSettings(
+        momentum=momentum,
+        interval_steps=faults.integer(f"{where}.interval", section, 1, minimum=1),
+        warm_up_steps=faults.integer(f"{where}.warm_up", section, 100, minimum=1),
+    )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import os
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +12,10 @@ from torch.utils.data import Dataset
 
 import ds_seg.data.camvid
 import ds_seg.data.demo_scenes
-import ds_seg.openmmlab  # noqa: F401
+import ds_seg.data.folders  # noqa: F401
+from ds_seg.data.pairing import count_suffixes, find_unpaired
 from ds_seg.errors import ConfigError, DataError
+from ds_seg.openmmlab import mend_label_map
 
 from mmcv.utils import Registry  # isort: skip
 from mmseg.datasets import DATASETS, PIPELINES, CustomDataset  # isort: skip
@@ -24,19 +24,20 @@ from mmseg.datasets import build_dataset as build_mmseg_dataset  # isort: skip
 _NAMED_AT_MOST = 5
 
 
-def build_dataset(cfg: dict[str, Any], *, role: str) -> Dataset:
+def build_dataset(cfg: dict[str, Any], *, role: str, tolerate_missing: bool = False) -> Dataset:
     """Build the dataset of `data.<role>` and check its folders and files by name.
 
     Args:
         cfg: MMSeg dataset config (or a list of them, which MMSeg concatenates).
         role: "train", "val" or "test"; the last two build in MMSeg's test mode.
+        tolerate_missing: Whether some files, though not all, may be missing.
 
     Returns:
         The dataset, or MMSeg's wrapper around several.
 
     Raises:
-        ConfigError: a type is not registered, an argument does not fit, or label 0 is treated one way by
-            the pipeline and another way by the dataset; all faults in one message.
+        ConfigError: a type is not registered, an argument does not fit, classes are not named, or label 0 is treated
+            one way by the pipeline and another way by the dataset; all faults in one message.
         DataError: a folder or split file is missing, no image is found, or an image has no annotation.
     """
     field = f"data.{role}"
@@ -49,7 +50,9 @@ def build_dataset(cfg: dict[str, Any], *, role: str) -> Dataset:
         raise ConfigError(f"{field} can't be built: {type(error).__name__}: {error}. Correct {field}.") from error
     leaves = leaf_datasets(dataset)
     _raise_all(ConfigError, [fault for leaf in leaves for fault in _label_faults(leaf, field, role)])
-    _raise_all(DataError, [fault for leaf in leaves for fault in _file_faults(leaf, field)])
+    _raise_all(DataError, [fault for leaf in leaves for fault in _file_faults(leaf, field, tolerate_missing)])
+    for leaf in leaves:
+        mend_label_map(leaf)
     return cast("Dataset", dataset)
 
 
@@ -149,9 +152,20 @@ def _path_faults(cfg: dict[str, Any], field: str) -> list[str]:
 
 
 def _label_faults(leaf: CustomDataset, field: str, role: str) -> list[str]:
+    if leaf.CLASSES is None:
+        return [
+            f"{field}.classes is not set, and {type(leaf).__name__} has no classes of its own. Give their names in the "
+            "order of the ids: classes=['background', 'roof']."
+        ]
     if leaf.ann_dir is None:
         needs = role in ("train", "val")
         return [f"{field}.ann_dir is not set, and {role} needs annotations. Set it."] if needs else []
+    if leaf.reduce_zero_label and any(old != new for old, new in (leaf.label_map or {}).items()):
+        return [
+            f"{field}.classes picks or reorders classes of {type(leaf).__name__}, whose label 0 is reduced: MMSeg 0.30 "
+            "renumbers before it reduces, and would take each class for its neighbour. Leave `classes` out, or write "
+            "annotations with the ids that you want."
+        ]
     flags = [step.reduce_zero_label for step in leaf.pipeline.transforms if hasattr(step, "reduce_zero_label")]
     if all(flag == leaf.reduce_zero_label for flag in flags):
         return []
@@ -162,42 +176,36 @@ def _label_faults(leaf: CustomDataset, field: str, role: str) -> list[str]:
     ]
 
 
-def _file_faults(leaf: CustomDataset, field: str) -> list[str]:
-    if leaf.file_client_args.get("backend", "disk") != "disk":
-        return []
-    image_names = _file_names(leaf.img_dir)
+def _file_faults(leaf: CustomDataset, field: str, tolerate_missing: bool) -> list[str]:
     if len(leaf) == 0:
-        suffixes = Counter(Path(name).suffix or "no suffix" for name in image_names)
-        found = ", ".join(f"{suffix} ({count})" for suffix, count in suffixes.most_common()) or "no file at all"
-        source = f"split {leaf.split}" if leaf.split else str(Path(leaf.img_dir).resolve())
-        return [
-            f"{field}: no image with suffix '{leaf.img_suffix}' in {source}; found there: {found}. "
-            f"Set {field}.img_suffix (where its type takes one) or {field}.img_dir."
-        ]
-    images = [info["filename"] for info in leaf.img_infos]
-    annotations = [info["ann"]["seg_map"] for info in leaf.img_infos if "ann" in info]
-    faults = _absent(images, image_names, f"{field}.split lists images that are not in {leaf.img_dir}")
-    if leaf.ann_dir is not None:
-        present = _file_names(leaf.ann_dir)
-        faults += _absent(annotations, present, f"{field}: images without an annotation in {leaf.ann_dir}")
-    return faults
-
-
-def _absent(wanted: list[str], present: set[str], what: str) -> list[str]:
-    absent = [name for name in wanted if os.path.normpath(name) not in present]
-    if not absent:
+        return [_no_image_fault(leaf, field)]
+    unpaired = find_unpaired(leaf, field)
+    if tolerate_missing and max(len(unpaired.absent_images), len(unpaired.absent_annotations)) < len(leaf):
         return []
-    more = ", ..." if len(absent) > _NAMED_AT_MOST else ""
+    listed = f"{field}.split lists images that are not in {leaf.img_dir}"
+    bare = f"{field}: images without an annotation in {leaf.ann_dir}"
     return [
-        f"{what}: {len(absent)} of {len(wanted)} files are missing ({', '.join(absent[:_NAMED_AT_MOST])}{more}). "
-        "Add the files, or leave the images out with a split file."
+        *_absent_fault(unpaired.absent_images, len(leaf), listed, unpaired.image_hint),
+        *_absent_fault(unpaired.absent_annotations, len(leaf), bare, unpaired.annotation_hint),
     ]
 
 
-def _file_names(folder: str) -> set[str]:
-    """Paths of all files under `folder`, relative to it."""
-    return {
-        os.path.relpath(f"{parent}/{name}", folder)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-    }
+def _no_image_fault(leaf: CustomDataset, field: str) -> str:
+    if leaf.split:
+        return f"{field}: split {leaf.split} lists no image. Write a name without suffix on each line."
+    suffixes = count_suffixes(leaf.img_dir) if leaf.file_client_args.get("backend", "disk") == "disk" else []
+    found = ", ".join(f"{suffix or 'no suffix'} ({count})" for suffix, count in suffixes) or "no file at all"
+    cure = f"{field}.img_suffix='{suffixes[0][0]}' (where its type takes one) or " if suffixes else ""
+    folder = Path(leaf.img_dir).resolve()
+    return (
+        f"{field}: no image with suffix '{leaf.img_suffix}' in {folder}; found there: {found}. "
+        f"Set {cure}{field}.img_dir."
+    )
+
+
+def _absent_fault(absent: list[str], total: int, what: str, hint: str) -> list[str]:
+    if not absent:
+        return []
+    more = ", ..." if len(absent) > _NAMED_AT_MOST else ""
+    cure = hint or "Add the files, or leave the images out with a split file."
+    return [f"{what}: {len(absent)} of {total} files are missing ({', '.join(absent[:_NAMED_AT_MOST])}{more}). {cure}"]

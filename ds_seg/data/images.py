@@ -1,4 +1,7 @@
-"""Images without a dataset: what `ds-seg predict` reads."""
+"""Images without a dataset: what `ds-seg predict` reads, and what a program hands over as an array.
+
+Shape suffixes: H, W pixels; 3 RGB.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg.data.lint import find_pair_faults
-from ds_seg.errors import DataError
+from ds_seg.data.loader import TestSample, make_test_sample
+from ds_seg.data.pairing import IMAGE_SUFFIXES
+from ds_seg.errors import ConfigError, DataError
 
 from mmseg.datasets import DATASETS, CustomDataset  # isort: skip
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+from mmseg.datasets.pipelines import Compose  # isort: skip
 
 
 class ImageFiles(CustomDataset):
@@ -21,17 +27,65 @@ class ImageFiles(CustomDataset):
     Args:
         paths: image files.
         pipeline: MMSeg test pipeline.
-        classes: class names.
+        classes: class names, or a file with one a line.
         palette: RGB colour of each class; None draws random ones.
     """
 
-    def __init__(self, paths: Sequence[Path], pipeline: Any, classes: Sequence[str], palette: Any) -> None:
+    def __init__(self, paths: Sequence[Path], pipeline: Any, classes: str | Sequence[str], palette: Any) -> None:
         self.paths = paths
-        super().__init__(pipeline=pipeline, img_dir="", test_mode=True, classes=list(classes), palette=palette)
+        classes = classes if isinstance(classes, str) else list(classes)
+        super().__init__(pipeline=pipeline, img_dir="", test_mode=True, classes=classes, palette=palette)
 
     def load_annotations(self, *_args: object) -> list[dict[str, str]]:
         """List the files, in place of looking through a folder."""
         return [{"filename": str(path)} for path in self.paths]
+
+
+class ArrayPipeline:
+    """MMSeg's test pipeline for images that are in memory already.
+
+    Args:
+        pipeline: MMSeg test pipeline; its first step reads a file.
+
+    Raises:
+        ConfigError: the first step is another one, or a step can't be built.
+    """
+
+    def __init__(self, pipeline: Sequence[Mapping[str, Any]]) -> None:
+        first = pipeline[0] if pipeline else {}
+        if first.get("type") != "LoadImageFromFile":
+            raise ConfigError(
+                f"the test pipeline begins with {first.get('type', 'nothing')!r}, and an image in memory can only take "
+                "the place of LoadImageFromFile. Begin data.test.pipeline with dict(type='LoadImageFromFile')."
+            )
+        self._dtype = np.float32 if first.get("to_float32") else np.uint8
+        try:
+            self._steps = Compose([dict(step) for step in pipeline[1:]])
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"the test pipeline can't be built: {error}. Import the module that registers its steps first."
+            ) from error
+
+    def __call__(self, index: int, image_HW3: np.ndarray) -> TestSample:
+        """The views of an RGB image, as if it had been read from a file without loss."""
+        image_bgr_HW3 = np.ascontiguousarray(image_HW3[:, :, ::-1]).astype(self._dtype)
+        sample: dict[str, Any] = {
+            "filename": None,
+            "ori_filename": None,
+            "img": image_bgr_HW3,
+            "seg_fields": [],
+            "scale_factor": 1.0,
+            "img_norm_cfg": {"mean": np.zeros(3, np.float32), "std": np.ones(3, np.float32), "to_rgb": False},
+        }
+        sample |= dict.fromkeys(("img_shape", "ori_shape", "pad_shape"), image_bgr_HW3.shape)
+        return make_test_sample(index, self._steps(sample))
+
+
+def open_images(data: Mapping[str, Any], paths: Sequence[Path]) -> ImageFiles:
+    """Files with the pipeline, classes and palette of `data.test`, or of `data.val` where there is none."""
+    section = data.get("test") or data["val"]
+    classes, palette = find_classes(section)
+    return ImageFiles(paths, section["pipeline"], classes, palette)
 
 
 def find_images(inputs: Sequence[str]) -> dict[Path, Path]:
@@ -76,7 +130,7 @@ def validate_images(dataset: ImageFiles) -> None:
         raise DataError("\n".join([f"{len(faults)} of {len(dataset)} images can't be used:", *faults]))
 
 
-def find_classes(section: Mapping[str, Any]) -> tuple[Sequence[str], Any]:
+def find_classes(section: Mapping[str, Any]) -> tuple[str | Sequence[str], Any]:
     """Class names and palette of a dataset config, without opening its folders."""
     dataset_class = DATASETS.get(section["type"])
     names = section.get("classes") or dataset_class.CLASSES

@@ -1,33 +1,35 @@
-"""A full check of a dataset's files before anything is trained on them.
-
-OpenCV half-decodes a truncated JPEG without a word and numpy wraps a label above 255, so such files
-would be trained on; here they are named.
-
-Shape legend: H, W are an image's height and width in px.
-"""
+"""A check of a dataset's files before anything is trained on them."""
 
 from __future__ import annotations
 
-import io
 import sys
+from collections import Counter
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg.data.build import leaf_datasets, sample_paths
+from ds_seg.data.label_rules import LabelRule, explain_wrong_ids
+from ds_seg.data.pair_files import PairFiles, PairReport, inspect_pair
 from ds_seg.errors import DataError
 
-import mmcv  # isort: skip
 from mmseg.datasets import CustomDataset  # isort: skip
+from mmseg.datasets.pipelines import LoadAnnotations  # isort: skip
 
 _NAMED_AT_MOST = 5
-_EXIF_ORIENTATION = 0x0112
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-_FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_BROKEN_FILES = "Replace the files that can't be used, or leave their images out with a split file."
+_CURES = {
+    "unpaired": "Add the files that are missing, or remove their counterparts (or leave them out with a split file).",
+    "unreadable": _BROKEN_FILES,
+    "damaged": _BROKEN_FILES,
+    "size": "An annotation must have as many pixels as its image: make it anew in the image's size.",
+    "colours": "Turn masks in colour into ids as docs/own-data.md, 'Masks in colour', shows.",
+    "duplicate": "Remove the images from one of the two splits.",
+}
+"""Kind of fault -> what to do; other kinds say so themselves."""
 
 
 def validate_annotations(
@@ -35,7 +37,7 @@ def validate_annotations(
 ) -> None:
     """Read every image and annotation of this rank's share, every `world_size`-th, and name the bad ones.
 
-    Damage inside a JPEG or PNG that leaves its end in place is not found.
+    Damage inside a JPEG or PNG that leaves its end in place is not found; `ds-seg doctor` looks for it.
 
     Args:
         dataset: MMSeg dataset, or MMSeg's wrapper around several.
@@ -46,26 +48,23 @@ def validate_annotations(
         progress: Whether to show a bar.
 
     Raises:
-        DataError: some files can't be used; says how many, and names the first.
+        DataError: some files can't be used; says how many, names the first, and what to do.
     """
-    pairs = [(leaf, index) for leaf in leaf_datasets(dataset) for index in range(len(leaf))][rank::world_size]
+    pairs = describe_pairs(dataset, num_classes)[rank::world_size]
     with ThreadPoolExecutor(threads) as pool:
-        results = pool.map(lambda pair: find_pair_faults(pair[0], pair[1], num_classes), pairs)
-        interval_s = 0.1 if sys.stderr.isatty() else 15.0
-        checked = tqdm(
-            results, total=len(pairs), desc="checking files", unit="file", disable=not progress, mininterval=interval_s
-        )
-        faults_by_pair = [faults for faults in checked if faults]
-    if not faults_by_pair:
+        results = pool.map(lambda pair: inspect_pair(pair, decode_image=False), pairs)
+        reports = list(show_progress(results, total=len(pairs), label="checking files", shown=progress))
+    bad = [report for report in reports if report.faults]
+    if not bad:
         return
-    lines = [f"  {fault}" for faults in faults_by_pair[:_NAMED_AT_MOST] for fault in faults]
-    if len(faults_by_pair) > _NAMED_AT_MOST:
-        lines.append(f"  and {len(faults_by_pair) - _NAMED_AT_MOST} more")
+    lines = [f"  {fault.message}" for report in bad[:_NAMED_AT_MOST] for fault in report.faults]
+    if len(bad) > _NAMED_AT_MOST:
+        lines.append(f"  and {len(bad) - _NAMED_AT_MOST} more")
+    kinds = {fault.kind for report in bad for fault in report.faults}
     share = "" if world_size == 1 else f" in the share of rank {rank} of {world_size}"
     raise DataError(
-        f"{len(faults_by_pair)} of {len(pairs)} images{share} can't be used with {num_classes} classes:\n"
-        + "\n".join(lines)
-        + "\nReplace or remove these files, or correct num_classes and reduce_zero_label."
+        f"{len(bad)} of {len(pairs)} images{share} can't be used with {num_classes} classes:\n"
+        + "\n".join([*lines, *find_cures(kinds), *explain_ids(pairs, reports)])
     )
 
 
@@ -80,101 +79,69 @@ def find_pair_faults(leaf: CustomDataset, index: int, num_classes: int) -> list[
     Returns:
         One sentence a fault, each with the path; empty if the pair can be used.
     """
-    image_path, annotation_path = sample_paths(leaf, index)
-    size_HW, fault = _check_image(leaf, image_path)
-    faults = [] if fault is None else [fault]
-    if annotation_path is None:
-        return faults
-    label_HW, fault = _read_annotation(leaf, annotation_path)
-    if label_HW is None:
-        return [*faults, fault or ""]
-    if size_HW is not None and label_HW.shape != size_HW:
-        faults.append(
-            f"annotation {annotation_path}: {label_HW.shape[1]} x {label_HW.shape[0]} px (width x height), but its "
-            f"image {image_path} has {size_HW[1]} x {size_HW[0]} px"
-        )
-    fault = _id_fault(leaf, annotation_path, label_HW, num_classes)
-    return faults if fault is None else [*faults, fault]
+    report = inspect_pair(_describe_pair(leaf, index, label_rule(leaf, num_classes)), decode_image=False)
+    return [fault.message for fault in report.faults]
 
 
-def read_image_size(content: bytes) -> tuple[int, int]:
-    """Height and width in px that the image has once its EXIF orientation is applied, as OpenCV does.
-
-    Raises:
-        OSError: the bytes are no image.
-    """
-    with Image.open(io.BytesIO(content)) as image:
-        width_px, height_px = image.size
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-    return (width_px, height_px) if turned else (height_px, width_px)
-
-
-def _check_image(leaf: CustomDataset, path: str) -> tuple[tuple[int, int] | None, str | None]:
-    content, fault = _read_bytes(leaf, path, "image")
-    if content is None:
-        return None, fault
-    try:
-        size_HW = read_image_size(content)
-        with Image.open(io.BytesIO(content)) as image:
-            end = _FILE_ENDS.get(image.format or "")
-            if end is None or not content.endswith(end):
-                image.load()
-    except _DECODER_ERRORS as error:
-        return None, _decoder_fault("image", path, content, error)
-    return size_HW, None
-
-
-def _read_annotation(leaf: CustomDataset, path: str) -> tuple[np.ndarray | None, str | None]:
-    content, fault = _read_bytes(leaf, path, "annotation")
-    if content is None:
-        return None, fault
-    try:
-        label = mmcv.imfrombytes(content, flag="unchanged", backend=leaf.gt_seg_map_loader.imdecode_backend)
-    except _DECODER_ERRORS as error:
-        return None, _decoder_fault("annotation", path, content, error)
-    if label is None:  # OpenCV's way to say that it can't
-        return None, _decoder_fault("annotation", path, content, UnidentifiedImageError())
-    label = label.squeeze()
-    if label.ndim != 2:
-        return None, f"annotation {path}: {label.shape[-1]} channels, but class ids take one"
-    return label, None
-
-
-def _decoder_fault(kind: str, path: str, content: bytes, error: Exception) -> str:
-    reason = "not an image" if isinstance(error, UnidentifiedImageError) else f"truncated or damaged: {error}"
-    return f"{kind} {path} ({len(content)} bytes): {reason}"
-
-
-def _read_bytes(leaf: CustomDataset, path: str, kind: str) -> tuple[bytes | None, str | None]:
-    try:
-        content = bytes(leaf.file_client.get(path))
-    except OSError as error:
-        return None, f"{kind} {path}: can't be read: {error.strerror or error}"
-    return (content, None) if content else (None, f"{kind} {path}: the file is empty")
-
-
-def _id_fault(leaf: CustomDataset, path: str, label_HW: np.ndarray, num_classes: int) -> str | None:
-    found = _unique_ids(label_HW)
-    wrong = [label for label in found if not 0 <= label <= 255 or not _is_allowed(leaf, label, num_classes)]
-    if not wrong:
+def find_class_count_fault(head_field: str, num_classes: int, field: str, dataset: Any) -> str | None:
+    """What is wrong if a head and a dataset have different numbers of classes."""
+    names = dataset.CLASSES
+    if len(names) == num_classes:
         return None
-    first = int(leaf.reduce_zero_label)
-    also = f" (0 and {leaf.ignore_index} are ignored)" if first else f" ({leaf.ignore_index} is ignored)"
-    allowed = f"{first}..{num_classes - 1 + first}{also}"
-    listed = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
-    return f"annotation {path}: ids {listed} are outside the classes {allowed}"
+    return (
+        f"{head_field}.num_classes is {num_classes}, but {field} ({type(dataset).__name__}) has {len(names)} classes: "
+        f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}. Make them equal: set "
+        f"{head_field}.num_classes={len(names)}, or correct {field}.classes."
+    )
 
 
-def _unique_ids(label_HW: np.ndarray) -> list[int]:
-    if label_HW.dtype == np.uint8:
-        return np.flatnonzero(np.bincount(label_HW.ravel(), minlength=256)).tolist()
-    return [int(label) for label in np.unique(label_HW)]
+def describe_pairs(dataset: Any, num_classes: int) -> list[PairFiles]:
+    """The files of every sample, once each where a wrapper repeats them.
+
+    Args:
+        dataset: MMSeg dataset, or MMSeg's wrapper around several.
+        num_classes: Number of classes after label 0 is reduced.
+    """
+    return [
+        _describe_pair(leaf, index, label_rule(leaf, num_classes))
+        for leaf in leaf_datasets(dataset)
+        for index in range(len(leaf))
+    ]
 
 
-def _is_allowed(leaf: CustomDataset, label: int, num_classes: int) -> bool:
-    """Whether training and evaluation take `label` for a class or ignore it."""
-    if leaf.label_map is not None:
-        label = leaf.label_map.get(label, label) % 256
-    if leaf.reduce_zero_label:
-        label = 255 if label in (0, 255) else label - 1
-    return label < num_classes or label == leaf.ignore_index
+def label_rule(leaf: CustomDataset, num_classes: int) -> LabelRule:
+    """How a dataset turns the ids in its annotations into classes."""
+    label_map = tuple(sorted((leaf.label_map or {}).items()))
+    return LabelRule(num_classes, leaf.ignore_index, bool(leaf.reduce_zero_label), label_map)
+
+
+def explain_ids(pairs: Iterable[PairFiles], reports: Iterable[PairReport]) -> list[str]:
+    """Why annotations hold ids outside the classes and what to do, a sentence or two for each rule they follow."""
+    pixels_by_rule: dict[LabelRule, Counter[int]] = {}
+    for pair, report in zip(pairs, reports, strict=True):
+        pixels_by_rule.setdefault(pair.rule, Counter()).update(report.pixels_by_id or {})
+    explained = (explain_wrong_ids(pixels_by_id, rule) for rule, pixels_by_id in pixels_by_rule.items())
+    return [explanation for explanation in explained if explanation]
+
+
+def find_cures(kinds: Collection[str]) -> list[str]:
+    """What to do about kinds of faults, a sentence each; ids outside the classes are `explain_ids`' affair."""
+    cures = (cure for kind, cure in _CURES.items() if kind in kinds)
+    return list(dict.fromkeys(cures))
+
+
+def show_progress(results: Iterable[PairReport], *, total: int, label: str, shown: bool) -> Iterable[PairReport]:
+    """Pass results on, with a bar on standard error that stays quiet in log files."""
+    interval_s = 0.1 if sys.stderr.isatty() else 15.0
+    return tqdm(results, total=total, desc=label, unit="image", disable=not shown, mininterval=interval_s)
+
+
+def _describe_pair(leaf: CustomDataset, index: int, rule: LabelRule) -> PairFiles:
+    image_path, annotation_path = sample_paths(leaf, index)
+    return PairFiles(image_path, annotation_path, rule, _annotation_decoder(leaf), dict(leaf.file_client_args))
+
+
+def _annotation_decoder(leaf: CustomDataset) -> str:
+    """Of the pipeline that trains, else of the evaluation."""
+    loaders = [step for step in leaf.pipeline.transforms if isinstance(step, LoadAnnotations)]
+    return str((loaders or [leaf.gt_seg_map_loader])[0].imdecode_backend)

@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg.data.build import resolve_sample, sample_paths
-from ds_seg.data.lint import find_pair_faults, read_image_size
+from ds_seg.data.lint import find_pair_faults
+from ds_seg.data.pair_files import read_image_size
 from ds_seg.errors import ConfigError, DataError
 
 from mmcv.parallel import DataContainer  # isort: skip
@@ -204,11 +205,21 @@ class _TestViews(Dataset):
             return sample
         if not isinstance(sample, Mapping) or not {"img", "img_metas"} <= set(sample):
             return ConfigError("the test pipeline does not collect an image. End it with Collect(keys=['img']).")
-        images, metas = sample["img"], sample["img_metas"]
-        if not isinstance(images, list):
-            images, metas = [images], [metas]
-        views = [(_unwrap(image)[None].float(), _unwrap(meta)) for image, meta in zip(images, metas, strict=True)]
-        return TestSample(index, views)
+        return make_test_sample(index, sample)
+
+
+def make_test_sample(index: int, sample: Mapping[str, Any]) -> TestSample:
+    """The views that a test pipeline has put into `img` and `img_metas`.
+
+    Args:
+        index: Of the image.
+        sample: What the pipeline returned; lists where it makes several views.
+    """
+    images, metas = sample["img"], sample["img_metas"]
+    if not isinstance(images, list):
+        images, metas = [images], [metas]
+    views = [(_unwrap(image)[None].float(), _unwrap(meta)) for image, meta in zip(images, metas, strict=True)]
+    return TestSample(index, views)
 
 
 def _load_or_error(dataset: Any, index: int) -> Any:

@@ -7,21 +7,18 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.utils import set_z3_leaf_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import ds_seg.openmmlab  # noqa: F401
 from ds_seg import distributed
-from ds_seg.config import OptimizerSettings, RunConfig
+from ds_seg.config import RunConfig
+from ds_seg.engine.adamw import RATE_GROUPS, build_adamw, build_backbone_adamw
 from ds_seg.engine.groups import build_param_groups
-from ds_seg.errors import ConfigError
-from ds_seg.models.heads import SegmentationHeads, build_heads, validate_head_channels
+from ds_seg.models.backbone_building import build_backbone
+from ds_seg.models.head_channels import validate_head_channels
+from ds_seg.models.heads import SegmentationHeads, build_heads
 from ds_seg.models.layers import Block
-
-from mmseg.models.builder import build_backbone  # isort: skip
-from mmseg.ops import resize  # isort: skip
 
 # Shape suffixes: B images, K classes, H W pixels, 3 colours.
 
@@ -61,7 +58,7 @@ class Engines:
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The groups of both optimizers, as the optimizers hold them: set `lr` here."""
-        groups = list(self.backbone.optimizer.param_groups) if self.trainable_backbone else []
+        groups = list(self.backbone.optimizer.param_groups[0][RATE_GROUPS]) if self.trainable_backbone else []
         return groups + list(self.head_optimizer.param_groups)
 
     def train(self, mode: bool = True) -> None:
@@ -80,10 +77,7 @@ class Engines:
         """
         with torch.no_grad():
             features = self.backbone(images_B3HW.to(self.device, self.dtype))
-            logits_BKhw = self.heads.logits(features)
-            return resize(
-                logits_BKhw, size=images_B3HW.shape[2:], mode="bilinear", align_corners=self.heads.align_corners
-            )
+            return self.heads.predict(features, images_B3HW.shape[2:])
 
 
 def build_modules(run: RunConfig) -> tuple[nn.Module, SegmentationHeads]:
@@ -93,20 +87,11 @@ def build_modules(run: RunConfig) -> tuple[nn.Module, SegmentationHeads]:
         ConfigError: an argument that the backbone or a head does not take, or channels that don't fit.
     """
     torch.manual_seed(run.seed)
-    backbone_cfg = {**run.model.backbone, "pretrained": None}
     with deepspeed.zero.Init(config_dict_or_path=run.deepspeed):
-        try:
-            backbone = build_backbone(backbone_cfg)
-        except (TypeError, ValueError, AssertionError) as error:
-            raise ConfigError(f"model.backbone can't be built: {error}. Correct it in the config.") from error
+        backbone = build_backbone(run.model)
     validate_head_channels(run.model, backbone.out_channels)
     torch.manual_seed(run.seed)
     return backbone, build_heads(run.model)
-
-
-def build_adamw(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Torch's fused AdamW, with one set of betas for all groups."""
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
 def _wrap_backbone(backbone: nn.Module, depth: int, run: RunConfig, *, optimize: bool) -> deepspeed.DeepSpeedEngine:
@@ -117,17 +102,9 @@ def _wrap_backbone(backbone: nn.Module, depth: int, run: RunConfig, *, optimize:
     if optimize:
         named = ((f"backbone.{name}", parameter) for name, parameter in backbone.named_parameters())
         groups = build_param_groups(named, depth, run.optimizer)
-        optimizer = _backbone_optimizer(groups, run)
+        offload = run.deepspeed["zero_optimization"].get("offload_optimizer") or {}
+        optimizer = build_backbone_adamw(groups, run.optimizer, offloaded=offload.get("device", "none") != "none")
     engine, *_ = deepspeed.initialize(
         model=backbone, optimizer=optimizer, config=run.deepspeed, dist_init_required=False
     )
     return engine
-
-
-def _backbone_optimizer(groups: list[dict[str, Any]], run: RunConfig) -> torch.optim.Optimizer:
-    offload = run.deepspeed["zero_optimization"].get("offload_optimizer") or {}
-    if offload.get("device", "none") == "none":
-        return build_adamw(groups, run.optimizer)
-    return DeepSpeedCPUAdam(
-        groups, lr=run.optimizer.lr, betas=run.optimizer.betas, eps=run.optimizer.eps, adamw_mode=True
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ _BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
 class GroupKey:
     """What the parameters of one group have in common."""
 
-    layer: str
     lr_scale: float
     weight_decay: float
 
@@ -53,16 +53,13 @@ def group_key(name: str, parameter: nn.Parameter, depth: int, settings: Optimize
     is_embedding = name.rpartition(".")[2] in EMBEDDINGS
     exempt = len(shape) <= 1 or (is_embedding and not settings.decay_embeddings)
     lr_scale, weight_decay = 1.0, 0.0 if exempt else settings.weight_decay
-    layer = "embeddings, blocks" if name.startswith("backbone.") else "heads"
     if settings.layer_decay_rate is not None:
-        identifier = layer_id(name, depth)
-        lr_scale = settings.layer_decay_rate ** (depth + 1 - identifier)
-        layer = {0: "embeddings", depth + 1: "heads, other"}.get(identifier, f"block {identifier - 1}")
+        lr_scale = settings.layer_decay_rate ** (depth + 1 - layer_id(name, depth))
     matching = [key for key in settings.multipliers if key in name]
     if matching:
         lr_mult, decay_mult = settings.multipliers[max(matching, key=lambda key: (len(key), key))]
         lr_scale, weight_decay = lr_scale * lr_mult, weight_decay * decay_mult
-    return GroupKey(layer, lr_scale, weight_decay)
+    return GroupKey(lr_scale, weight_decay)
 
 
 def build_param_groups(
@@ -77,7 +74,7 @@ def build_param_groups(
 
     Returns:
         One group for each rate factor and weight decay, in order of first appearance. Each has `base_lr`
-        (before the schedule), `layer` and `names` (of `params`) beside torch's own keys.
+        (before the schedule), `layers` (a description) and `names` (of `params`) beside torch's own keys.
     """
     groups: dict[GroupKey, dict[str, Any]] = {}
     for name, parameter in named_parameters:
@@ -93,18 +90,34 @@ def build_param_groups(
                 "lr": base_lr,
                 "base_lr": base_lr,
                 "weight_decay": key.weight_decay,
-                "layer": key.layer,
             },
         )
         group["params"].append(parameter)
         group["names"].append(name)
+    for group in groups.values():
+        group["layers"] = describe_layers(group["names"], depth)
     return list(groups.values())
+
+
+def describe_layers(names: Iterable[str], depth: int) -> str:
+    """What the named parameters belong to, such as `embeddings, blocks 0-47`."""
+    names = list(names)
+    layers = {layer_id(name, depth) for name in names}
+    blocks = sorted(layer - 1 for layer in layers if 0 < layer <= depth)
+    gaps = [i for i in range(1, len(blocks)) if blocks[i] > blocks[i - 1] + 1]
+    runs = [blocks[start:end] for start, end in itertools.pairwise([0, *gaps, len(blocks)]) if end > start]
+    parts = ["embeddings"] if 0 in layers else []
+    parts += [f"block {run[0]}" if len(run) == 1 else f"blocks {run[0]}-{run[-1]}" for run in runs]
+    last = [name for name in names if layer_id(name, depth) == depth + 1]
+    parts += ["final layers"] if any(name.startswith("backbone.") for name in last) else []
+    parts += ["heads"] if any(not name.startswith("backbone.") for name in last) else []
+    return ", ".join(parts)
 
 
 def format_groups(groups: Iterable[dict[str, Any]]) -> str:
     """The realised groups as a table, read back from the optimizers after they were wrapped."""
-    table = PrettyTable(["layer", "base lr", "weight decay", "tensors"], align="r")
-    table.align["layer"] = "l"
+    table = PrettyTable(["layers", "base lr", "weight decay", "tensors"], align="r")
+    table.align["layers"] = "l"
     for group in groups:
-        table.add_row([group["layer"], f"{group['base_lr']:.3e}", f"{group['weight_decay']:g}", len(group["names"])])
+        table.add_row([group["layers"], f"{group['base_lr']:.3e}", f"{group['weight_decay']:g}", len(group["names"])])
     return table.get_string()

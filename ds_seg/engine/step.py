@@ -21,6 +21,7 @@ from ds_seg.engine.gradients import (
     poison_gradients,
     scale_gradients,
 )
+from ds_seg.engine.precision import validate_head_gradients
 from ds_seg.engine.schedule import compute_lr
 
 
@@ -98,6 +99,7 @@ class TwoEngineStep:
     def _update(self, losses: Mapping[str, torch.Tensor]) -> StepResult:
         engines = self.engines
         heads, backbone = engines.head_parameters, engines.trainable_backbone
+        validate_head_gradients(engines.heads)
         names = sorted(losses)
         reduced = distributed.reduce_sum(
             torch.stack(

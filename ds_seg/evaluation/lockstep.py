@@ -47,11 +47,13 @@ class Prediction:
         index: Position in the dataset.
         labels_HW: Class ids, uint8, or int64 beyond 256 classes.
         meta: MMSeg meta of the first view.
+        scores_KHW: Probability of each class, float32, where it was asked for; with K = 1 that of class 1.
     """
 
     index: int
     labels_HW: np.ndarray
     meta: Mapping[str, Any]
+    scores_KHW: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class _Settings:
     device: torch.device
     patch_size: int | None
     threshold: float
+    keep_scores: bool
 
     def __post_init__(self) -> None:
         mode = self.test_cfg.get("mode")
@@ -144,7 +147,8 @@ class _Image:
         else:
             labels_HW = scores_1KHW.argmax(dim=1)[0]
         dtype = torch.uint8 if settings.out_channels <= 256 else torch.int64
-        return Prediction(self.index, labels_HW.to("cpu", dtype).numpy(), self.meta)
+        scores_KHW = scores_1KHW[0].cpu().numpy() if settings.keep_scores else None
+        return Prediction(self.index, labels_HW.to("cpu", dtype).numpy(), self.meta, scores_KHW)
 
 
 class _Job(NamedTuple):
@@ -190,6 +194,7 @@ def predict_images(
     patch_size: int | None = None,
     progress: Callable[[int], None] | None = None,
     threshold: float = 0.3,
+    keep_scores: bool = False,
 ) -> Iterator[Prediction]:
     """Segment this rank's images. A sequence of collectives: every rank must exhaust the iterator.
 
@@ -206,6 +211,7 @@ def predict_images(
         patch_size: Side of a transformer patch, pixels; window sizes are checked against it. None: any size.
         progress: Called with the number of images this rank has finished, after each.
         threshold: Score above which a pixel of a one-channel head is class 1.
+        keep_scores: Whether predictions hold the probabilities too.
 
     Yields:
         One prediction an image, in the order of `samples`.
@@ -217,7 +223,9 @@ def predict_images(
         dinov3/eval/segmentation/inference.py, which pads to the largest count of one image; here the
         windows of all images form one stream. Scores as in open-mmlab/mmsegmentation v0.30.0 EncoderDecoder.
     """
-    settings = _Settings(test_cfg, out_channels, align_corners, window_batch, device, patch_size, threshold)
+    settings = _Settings(
+        test_cfg, out_channels, align_corners, window_batch, device, patch_size, threshold, keep_scores
+    )
     queue = _Queue(_iterate_jobs(samples, settings), window_batch)
     done = 0
     while True:

@@ -78,11 +78,7 @@ class FCNHead(Float32Module, BaseDecodeHead):
             (B, K, h, w) FP32 logits.
         """
         with without_autocast(inputs[0].device):
-            x_BChw = self._transform_inputs([feature.float() for feature in inputs])
-            y_BChw = self.convs(x_BChw)
-            if self.concat_input:
-                y_BChw = self.conv_cat(torch.cat([x_BChw, y_BChw], dim=1))
-            return self.cls_seg(self.norm(y_BChw))
+            return self.cls_seg(self._forward_feature(inputs))
 
     def losses(self, seg_logit: Tensor, seg_label: Tensor) -> dict[str, Tensor]:
         """Compute every configured loss in FP32.
@@ -96,6 +92,15 @@ class FCNHead(Float32Module, BaseDecodeHead):
         """
         with without_autocast(seg_logit.device):
             return super().losses(seg_logit.float(), seg_label)
+
+    def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
+        """What the classifier sees; K-Net's head also calls it by this name."""
+        with without_autocast(inputs[0].device):
+            x_BChw = self._transform_inputs([feature.float() for feature in inputs])
+            y_BChw = self.convs(x_BChw)
+            if self.concat_input:
+                y_BChw = self.conv_cat(torch.cat([x_BChw, y_BChw], dim=1))
+            return self.norm(y_BChw)
 
     def _build_conv(self, in_channels: int, dilation: int) -> ConvModule:
         return ConvModule(

@@ -5,27 +5,31 @@ Shape legend: B images, K classes (output channels), H and W pixels, h and w the
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import ds_seg.openmmlab  # noqa: F401  (before mmseg)
+import ds_seg.openmmlab  # noqa: F401  (before mmcv)
+from ds_seg.config.head_fields import auxiliary_head_fields, decode_head_fields
 from ds_seg.errors import ConfigError
+from ds_seg.models.cascade import HeadCascade, Metas
 from ds_seg.models.float32 import Float32Module, without_autocast
+from ds_seg.models.head_building import build_one_head
 
-from mmseg.models.builder import build_head  # isort: skip
+from mmcv.utils import ConfigDict  # isort: skip
+from mmseg.ops import resize  # isort: skip
 
-Metas = Sequence[Mapping[str, Any]]
+_ONE_CHANNEL_THRESHOLD = 0.3
+"""MMSegmentation's own default."""
 
 
 class SegmentationHeads(Float32Module):
     """Everything after the backbone: FP32 parameters, FP32 arithmetic, MMSegmentation's own losses.
 
     Args:
-        decode_head: the head whose logits are the prediction.
+        decode_head: the head whose logits are the prediction, or the cascade that ends with it.
         auxiliary_heads: heads that only add losses in training.
         train_cfg: handed to every head in training.
         test_cfg: handed to the decode head for logits.
@@ -64,6 +68,11 @@ class SegmentationHeads(Float32Module):
         """The label that no loss counts."""
         return self.decode_head.ignore_index  # type: ignore[return-value]
 
+    @property
+    def threshold(self) -> float:
+        """The probability from which a one-channel head says 1."""
+        return getattr(self.decode_head, "threshold", None) or _ONE_CHANNEL_THRESHOLD
+
     def forward(self, features: Sequence[Tensor], metas: Metas, labels_B1HW: Tensor) -> dict[str, Tensor]:
         """The same as `losses`: the call that DistributedDataParallel wraps."""
         return self.losses(features, metas, labels_B1HW)
@@ -78,17 +87,26 @@ class SegmentationHeads(Float32Module):
 
         Returns:
             FP32 scalars. The decode head's entries keep their names (`loss_ce`, `acc_seg`); an auxiliary
-            head's get the suffix `_aux`, or `_aux_0`, `_aux_1` and so on where there are several.
+            head's get the suffix `_aux`, or `_aux_0`, `_aux_1` and so on where there are several, and those of
+            earlier heads of a cascade `_stage_0` and so on.
         """
         several = len(self.auxiliary_heads) > 1
         suffixes = [f"_aux_{i}" if several else "_aux" for i in range(len(self.auxiliary_heads))]
         named: dict[str, Tensor] = {}
+        features = [feature.float() for feature in features]
+        for suffix, head in zip(["", *suffixes], [self.decode_head, *self.auxiliary_heads], strict=True):
+            entries = self.losses_of(head, features, metas, labels_B1HW)
+            named.update({name + suffix: value for name, value in entries.items()})
+        return named
+
+    def losses_of(
+        self, head: nn.Module, features: Sequence[Tensor], metas: Metas, labels_B1HW: Tensor
+    ) -> dict[str, Tensor]:
+        """One head's part of `losses`, as FP32 scalars under the head's own names."""
         with without_autocast(features[0].device):
             features = [feature.float() for feature in features]
-            for suffix, head in zip(["", *suffixes], [self.decode_head, *self.auxiliary_heads], strict=True):
-                entries = head.forward_train(features, metas, labels_B1HW, self.train_cfg)  # type: ignore[operator]
-                named.update({name + suffix: _compute_scalar(value) for name, value in entries.items()})
-        return named
+            entries = head.forward_train(features, metas, labels_B1HW, self.train_cfg)  # type: ignore[operator]
+            return {name: _compute_scalar(value) for name, value in entries.items()}
 
     def logits(self, features: Sequence[Tensor], metas: Metas = ()) -> Tensor:
         """Compute the decode head's prediction.
@@ -104,90 +122,47 @@ class SegmentationHeads(Float32Module):
             features = [feature.float() for feature in features]
             return self.decode_head.forward_test(features, metas, self.test_cfg)  # type: ignore[operator]
 
+    def predict(self, features: Sequence[Tensor], size_HW: Sequence[int]) -> Tensor:
+        """Compute the decode head's prediction at the resolution of the images.
+
+        Args:
+            features: the backbone's maps, each (B, channels, h, w) of any float dtype.
+            size_HW: height and width of the images, pixels.
+
+        Returns:
+            (B, K, H, W) FP32 logits.
+        """
+        logits_BKhw = self.logits(features)
+        return resize(logits_BKhw, size=tuple(size_HW), mode="bilinear", align_corners=self.align_corners)
+
 
 def build_heads(model_cfg: Mapping[str, Any]) -> SegmentationHeads:
     """Build and initialise the heads of an MMSegmentation model config.
 
     Args:
-        model_cfg: the `model` dict; read are decode_head, auxiliary_head (a dict, a list, or absent),
-            train_cfg and test_cfg.
+        model_cfg: the `model` dict; read are decode_head (a dict, or the list of a cascade), auxiliary_head
+            (a dict, a list, or absent), train_cfg and test_cfg.
 
     Raises:
-        ConfigError: no or several decode heads, a neck, or a head that can't be built, named by field.
+        ConfigError: no decode head, a neck, or a head that can't be built or can't stand where it does, named
+            by field.
     """
-    fields = _list_head_configs(model_cfg)
-    heads = [_build_one_head(field, cfg) for field, cfg in fields]
-    return SegmentationHeads(heads[0], heads[1:], model_cfg.get("train_cfg"), model_cfg.get("test_cfg"))
-
-
-def validate_head_channels(model_cfg: Mapping[str, Any], backbone_out_channels: Sequence[int]) -> None:
-    """Check what every head takes in against what the backbone puts out.
-
-    Args:
-        model_cfg: the `model` dict, as for `build_heads`.
-        backbone_out_channels: channels of every map of the backbone, in order.
-
-    Raises:
-        ConfigError: every mismatch, each with its field, what it says and what fits.
-    """
-    faults = []
-    for field, cfg in _list_head_configs(model_cfg):
-        indices = cfg.get("in_index", -1)
-        indices = [indices] if isinstance(indices, int) else list(indices)
-        count = len(backbone_out_channels)
-        outside = [i for i in indices if not -count <= i < count]
-        if outside:
-            faults.append(
-                f"{field}.in_index names map {outside[0]}, but the backbone puts out {count} "
-                "(one for each of model.backbone.out_indices)"
-            )
-            continue
-        per_map = [backbone_out_channels[i] for i in indices]
-        wanted = per_map if cfg.get("input_transform") else per_map[0]
-        got = cfg.get("in_channels")
-        if (list(got) if isinstance(got, (list, tuple)) else got) != wanted:
-            also = " and channels to the same" if cfg.get("num_convs") == 0 else ""
-            faults.append(
-                f"{field}.in_channels is {got}, but the backbone's map {cfg.get('in_index', -1)} has {wanted} "
-                f"channels. Set {field}.in_channels={wanted}{also}"
-            )
-    if faults:
-        raise ConfigError("The heads don't fit the backbone: " + "; ".join(faults) + ".")
-
-
-def _list_head_configs(model_cfg: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    decode_head = model_cfg.get("decode_head")
-    if not isinstance(decode_head, Mapping):
+    decode_fields = decode_head_fields(model_cfg)
+    if not decode_fields:
         raise ConfigError(
-            f"model.decode_head must be one dict with a type, such as dict(type='FCNHead', ...), got "
-            f"{type(decode_head).__name__}. Cascades of heads are not supported: keep the one that predicts."
+            "model.decode_head is missing: give a dict with a type, such as dict(type='FCNHead', ...), or the list of "
+            "a cascade."
         )
     if model_cfg.get("neck") is not None:
         raise ConfigError(
             "model.neck is not supported: remove it, and set model.backbone.with_fpn=True with four out_indices if "
             "the head wants maps of several scales."
         )
-    auxiliary = model_cfg.get("auxiliary_head") or []
-    if isinstance(auxiliary, Mapping):
-        return [("model.decode_head", decode_head), ("model.auxiliary_head", auxiliary)]
-    fields = [(f"model.auxiliary_head[{i}]", cfg) for i, cfg in enumerate(auxiliary)]
-    return [("model.decode_head", decode_head), *fields]
-
-
-def _build_one_head(field: str, cfg: Mapping[str, Any]) -> nn.Module:
-    try:
-        head = build_head(cfg)
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{field} can't be built: {error}. Correct it in the model config.") from error
-    # mmcv prints every initialised parameter through its logger unless that writes to a file
-    logger = logging.getLogger("mmcv")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        head.init_weights()
-    finally:
-        logger.setLevel(level)
-    return head
+    train_cfg, test_cfg = (ConfigDict(model_cfg.get(name) or {}) for name in ("train_cfg", "test_cfg"))
+    decode_heads = [build_one_head(*field, after_another=index > 0) for index, field in enumerate(decode_fields)]
+    auxiliary_heads = [build_one_head(*field, after_another=False) for field in auxiliary_head_fields(model_cfg)]
+    decode_head = decode_heads[0] if len(decode_heads) == 1 else HeadCascade(decode_heads, test_cfg)
+    return SegmentationHeads(decode_head, auxiliary_heads, train_cfg, test_cfg)
 
 
 def _compute_scalar(value: Tensor | Sequence[Tensor]) -> Tensor:

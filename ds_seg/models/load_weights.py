@@ -5,26 +5,29 @@ Nothing is written before the whole plan is known to be good, and every rank get
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import math
 import re
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ds_seg import distributed
 from ds_seg.errors import WeightsError
-from ds_seg.models.positions import compute_grid_side, resize_position_table
-from ds_seg.models.weight_dialects import Translation, translate_names
+from ds_seg.models.positions import compute_grid_side
+from ds_seg.models.weight_dialects import PYRAMID, Translation, translate_names
 from ds_seg.models.weight_files import WeightFiles
+from ds_seg.models.weight_resize import PATCH_KERNEL, PATCH_METHOD, POSITION_METHOD, POSITION_TABLE, is_resizable
+from ds_seg.models.weight_shapes import Shapes, find_fitting_configs, measure_image_px, measure_shape
+from ds_seg.models.weight_stream import Write, plan_writes, stream_weights
 
-POSITION_TABLE = "pos_embed"
-_PYRAMID = "up[1-4].*"
+Log = Callable[[str], None]
+Sides = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -34,42 +37,54 @@ class WeightReport:
     Args:
         file: path read.
         dialect: naming scheme found in it.
+        release: the network in it, and the shipped configs that have it.
+        image_px: side of the image whose patch grid the file's position table has, if it has one.
         tensors: parameters of the backbone that were written.
         parameters: their numbers in all.
         resized_positions: sides, in patches, of the file's and of the backbone's position grid, if they differ.
+        resized_patch: sides, in pixels, of the file's and of the backbone's patch, if they differ.
         ignored: names in the file that were left unused, as expected.
+        ignored_parameters: their numbers in all.
         missing: parameters of the backbone that keep their initial values, as expected.
+        bytes: read from disk.
+        seconds: from the first to the last of them.
     """
 
     file: str
     dialect: str
+    release: str
+    image_px: int | None
     tensors: int
     parameters: int
-    resized_positions: tuple[int, int] | None
+    resized_positions: Sides | None
+    resized_patch: Sides | None
     ignored: list[str]
+    ignored_parameters: int
     missing: list[str]
+    bytes: int
+    seconds: float = field(default=0.0, compare=False)
 
     def table(self) -> str:
         """The report as a few lines of text."""
+        ignored = f"{len(self.ignored)} tensors, {self.ignored_parameters:,} parameters: " if self.ignored else ""
         rows = [
             ("weights", self.file),
             ("naming", self.dialect),
+            ("network", self.release),
             ("matched", f"{self.tensors} tensors, {self.parameters:,} parameters"),
+            ("patches", _describe_resizing(self.resized_patch, "px", PATCH_METHOD)),
+            ("positions", _describe_resizing(self.resized_positions, "patches", POSITION_METHOD)),
+            ("ignored", ignored + summarise_names(self.ignored)),
+            ("left initial", summarise_names(self.missing)),
+            ("read", format_rate(self.bytes, self.seconds)),
         ]
-        if self.resized_positions:
-            old, new = self.resized_positions
-            rows.append(("positions", f"resized {old} x {old} -> {new} x {new} patches, bicubic in FP32"))
-        else:
-            rows.append(("positions", "as in the file"))
-        rows.append(("ignored", summarise_names(self.ignored)))
-        rows.append(("left initial", summarise_names(self.missing)))
-        return "\n".join(f"{label:<13} {value}" for label, value in rows)
+        return format_rows(rows)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Plan:
     report: WeightReport
-    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    writes: list[Write]
 
 
 def load_backbone_weights(
@@ -78,13 +93,16 @@ def load_backbone_weights(
     *,
     expected_missing: Sequence[str] = (),
     expected_unexpected: Sequence[str] = (),
-    log: Callable[[str], None] = print,
+    used_elsewhere: Collection[str] = (),
+    log: Log = print,
+    progress: bool = True,
 ) -> WeightReport:
     """Load a weight file of any known dialect into a backbone.
 
-    A backbone built under `deepspeed.zero.Init` is written block by block: only global rank 0 reads the
-    file, and no rank ever holds more than one block. This is a collective then. A plain backbone is read
-    by each rank for itself. Position tables of another grid are resized in FP32.
+    A backbone built under `deepspeed.zero.Init` is written parameter by parameter: only global rank 0 reads the
+    file, and no rank ever holds more than one parameter beside its partition. This is a collective then. A plain
+    backbone is read by each rank for itself. Position tables of another grid and patch embeddings of another
+    patch are resized in FP32.
 
     Args:
         backbone: an InternViT, partitioned or not.
@@ -93,10 +111,12 @@ def load_backbone_weights(
             `with_fpn` always may, if the file has none of them.
         expected_unexpected: fnmatch patterns of names in the file that may stay unused, beside those that
             each dialect is known for and a final norm that the backbone was built without.
+        used_elsewhere: names in the file that are no concern of the backbone and of its report.
         log: gets the report as text, on global rank 0.
+        progress: whether global rank 0 shows a bar.
 
     Returns:
-        What was matched, resized, ignored and left at its initial value.
+        What was matched, resized, ignored and left at its initial value, and how fast it was read.
 
     Raises:
         WeightsError: the file is missing, unreadable, of no known dialect, or doesn't fit; on every rank alike.
@@ -108,19 +128,22 @@ def load_backbone_weights(
         if partitioned and not distributed.is_main():
             return None
         opened.append(WeightFiles(Path(path)))
-        return _plan(backbone, opened[0], expected_missing, expected_unexpected)
+        return _plan(backbone, opened[0], expected_missing, expected_unexpected, used_elsewhere)
 
-    # one broadcast or one gather: a rank never learns of a bad file while others already wait for a block
+    # one broadcast or one gather: a rank never learns of a bad file while others already wait for a parameter
     own_plan = distributed.agree(make_plan)
     plan = distributed.broadcast_object(own_plan) if partitioned else own_plan
     assert plan is not None
-    _write(backbone, plan, opened[0] if opened else None, partitioned)
+    started = time.perf_counter()
+    files = opened[0] if opened else None
+    stream_weights(backbone, plan.writes, files, partitioned=partitioned, progress=progress and distributed.is_main())
+    report = dataclasses.replace(plan.report, seconds=time.perf_counter() - started)
     if distributed.is_main():
-        log(plan.report.table())
-    return plan.report
+        log(report.table())
+    return report
 
 
-def summarise_names(names: Sequence[str], limit: int = 8) -> str:
+def summarise_names(names: Iterable[str], limit: int = 8) -> str:
     """Say which tensors are meant, in one line: layer numbers are folded, long lists cut.
 
     Args:
@@ -133,47 +156,113 @@ def summarise_names(names: Sequence[str], limit: int = 8) -> str:
     return ", ".join(shown[:limit]) + rest if shown else "none"
 
 
+def format_rows(rows: Iterable[tuple[str, str]]) -> str:
+    """Labels and values, one pair a line."""
+    return "\n".join(f"{label:<13} {value}" for label, value in rows)
+
+
+def format_rate(size_bytes: int, seconds: float) -> str:
+    """Bytes, seconds, and bytes a second, for people."""
+    mib = size_bytes / 2**20
+    return f"{mib:,.1f} MiB in {seconds:.1f} s, {mib / max(seconds, 1e-9):,.0f} MiB/s"
+
+
+def _describe_resizing(sides: Sides | None, unit: str, method: str) -> str:
+    if sides is None:
+        return "as in the file"
+    old, new = sides
+    return f"resized {old} x {old} -> {new} x {new} {unit}, {method}"
+
+
 def _shape_of(parameter: nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _plan(
-    backbone: nn.Module, files: WeightFiles, expected_missing: Sequence[str], expected_unexpected: Sequence[str]
+    backbone: nn.Module,
+    files: WeightFiles,
+    expected_missing: Sequence[str],
+    expected_unexpected: Sequence[str],
+    used_elsewhere: Collection[str],
 ) -> _Plan:
-    shapes = {name: _shape_of(parameter) for name, parameter in backbone.named_parameters()}
+    wanted = {name: _shape_of(parameter) for name, parameter in backbone.named_parameters()}
     try:
-        translation = translate_names(files.shapes)
+        translation = translate_names(name for name in files.entries if name not in used_elsewhere)
     except WeightsError as error:
         raise WeightsError(f"Weight file {files.path} can't be used: {error}") from error
-    sources = {name: parts for name, parts in translation.sources.items() if name in shapes}
-    unused = [part for name, parts in translation.sources.items() if name not in shapes for part in parts]
-    ignored = translation.leftovers + unused
-    missing = [name for name in shapes if name not in sources]
-    faults, resized = _compare_shapes(shapes, sources, files)
-    faults += _find_unexplained(translation, ignored, missing, shapes, expected_missing, expected_unexpected)
+    got = {name: _join_shapes(parts, files) for name, parts in translation.sources.items()}
+    sources = {name: parts for name, parts in translation.sources.items() if name in wanted}
+    unused = [part for name, parts in translation.sources.items() if name not in wanted for part in parts]
+    ignored = sorted(translation.leftovers + unused)
+    missing = [name for name in wanted if name not in sources]
+    faults = _find_wrong_shapes(wanted, got, sources)
+    faults += _find_unexplained(translation, ignored, missing, wanted, expected_missing, expected_unexpected)
     if faults:
         where = f"Weight file {files.path} ({translation.dialect.title})"
-        raise WeightsError(f"{where} does not fit this backbone: {'; '.join(faults)}.")
-    parameters = sum(math.prod(shapes[name]) for name in sources)
+        faults = _find_differences(wanted, got) + faults
+        raise WeightsError(f"{where} does not fit this backbone: {'; '.join(faults)}.{_suggest_config(wanted, got)}")
+    writes = plan_writes(sources, files)
     report = WeightReport(
-        str(files.path), translation.dialect.title, len(sources), parameters, resized, sorted(ignored), missing
+        file=str(files.path),
+        dialect=translation.dialect.title,
+        release=_describe_network(got),
+        image_px=measure_image_px(got),
+        tensors=len(sources),
+        parameters=sum(math.prod(wanted[name]) for name in sources),
+        resized_positions=_find_sides(POSITION_TABLE, wanted, got),
+        resized_patch=_find_sides(PATCH_KERNEL, wanted, got),
+        ignored=ignored,
+        ignored_parameters=sum(math.prod(files.entries[name].shape) for name in ignored),
+        missing=missing,
+        bytes=sum(piece.bytes for write in writes for piece in write.pieces),
     )
-    return _Plan(report, sources)
+    return _Plan(report, writes)
+
+
+def _join_shapes(parts: Sequence[str], files: WeightFiles) -> tuple[int, ...]:
+    """Shape of tensors joined along dimension 0; nothing that fits anywhere if they can't be joined."""
+    first, *others = [files.entries[part].shape for part in parts]
+    if not others:
+        return first
+    return (sum(shape[0] for shape in (first, *others)), *first[1:]) if others == [first] * len(others) else ()
+
+
+def _find_sides(name: str, wanted: Shapes, got: Shapes) -> Sides | None:
+    """Sides of the file's and the backbone's position grid or patch, where they differ."""
+    if name not in wanted or name not in got or wanted[name] == got[name]:
+        return None
+    if name == PATCH_KERNEL:
+        return got[name][-1], wanted[name][-1]
+    sides = compute_grid_side(got[name][1]), compute_grid_side(wanted[name][1])
+    assert sides[0] is not None and sides[1] is not None
+    return sides[0], sides[1]
+
+
+def _find_wrong_shapes(wanted: Shapes, got: Shapes, sources: Iterable[str]) -> list[str]:
+    wrong = [
+        f"{name} is {list(got[name])} in the file and {list(wanted[name])} in the backbone"
+        for name in sources
+        if got[name] != wanted[name] and not is_resizable(name, got[name], wanted[name])
+    ]
+    if not wrong:
+        return []
+    rest = f", and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+    return [f"{'; '.join(wrong[:4])}{rest}: check embed_dim, mlp_ratio, patch_size and in_chans in model.backbone"]
 
 
 def _find_unexplained(
     translation: Translation,
     ignored: Sequence[str],
     missing: Sequence[str],
-    shapes: dict[str, tuple[int, ...]],
+    wanted: Shapes,
     expected_missing: Sequence[str],
     expected_unexpected: Sequence[str],
 ) -> list[str]:
     missing_patterns = list(expected_missing)
-    if not any(fnmatchcase(name, _PYRAMID) for name in translation.sources):
-        missing_patterns.append(_PYRAMID)
+    if not any(fnmatchcase(name, pattern) for name in translation.sources for pattern in PYRAMID):
+        missing_patterns += PYRAMID
     unused_patterns = list(expected_unexpected)
-    if not any(name.startswith("norm.") for name in shapes):
+    if not any(name.startswith("norm.") for name in wanted):
         unused_patterns += ["norm.*", "layernorm.*"]
     absent = [name for name in missing if not any(fnmatchcase(name, pattern) for pattern in missing_patterns)]
     unknown = [name for name in ignored if not translation.is_expected_leftover(name, unused_patterns)]
@@ -192,57 +281,20 @@ def _find_unexplained(
     return faults
 
 
-def _compare_shapes(
-    shapes: dict[str, tuple[int, ...]], sources: dict[str, tuple[str, ...]], files: WeightFiles
-) -> tuple[list[str], tuple[int, int] | None]:
-    wrong, resized = [], None
-    for name, parts in sources.items():
-        first, *others = [files.shapes[part] for part in parts]
-        got = (first[0] + sum(other[0] for other in others), *first[1:]) if others else first
-        if got == shapes[name] and all(other == first for other in others):
-            continue
-        sides = [compute_grid_side(shape[1]) if len(shape) == 3 else None for shape in (got, shapes[name])]
-        if name == POSITION_TABLE and got[-1] == shapes[name][-1] and sides[0] and sides[1]:
-            resized = (sides[0], sides[1])
-            continue
-        wrong.append(f"{name} is {list(got)} in the file and {list(shapes[name])} in the backbone")
-    if not wrong:
-        return [], resized
-    rest = f", and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-    fault = "; ".join(wrong[:4]) + rest
-    return [f"{fault}: check embed_dim, mlp_ratio, patch_size and in_chans in model.backbone"], resized
+def _find_differences(wanted: Shapes, got: Shapes) -> list[str]:
+    shape_got, shape_wanted = measure_shape(got), measure_shape(wanted)
+    return shape_got.find_differences(shape_wanted) if shape_got and shape_wanted else []
 
 
-@contextlib.contextmanager
-def _gathered(parameters: list[nn.Parameter], partitioned: bool) -> Iterator[None]:
-    if not partitioned:
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
-        yield
+def _suggest_config(wanted: Shapes, got: Shapes) -> str:
+    fitting = find_fitting_configs(got) if _find_differences(wanted, got) else []
+    return f" The file fits {' or '.join(fitting)}: use it as the config's base." if fitting else ""
 
 
-@torch.no_grad()
-def _write(backbone: nn.Module, plan: _Plan, files: WeightFiles | None, partitioned: bool) -> None:
-    groups: dict[str, dict[str, nn.Parameter]] = {}
-    for name, parameter in backbone.named_parameters():
-        if name in plan.sources:
-            group = re.match(r"blocks\.\d+|[^.]+", name)
-            groups.setdefault(group[0] if group else name, {})[name] = parameter
-    for named in groups.values():
-        with _gathered(list(named.values()), partitioned):
-            if files is None:
-                continue
-            for name, parameter in named.items():
-                parameter.data.copy_(_read_value(files, plan.sources[name], name, parameter))
-
-
-def _read_value(files: WeightFiles, parts: tuple[str, ...], name: str, parameter: nn.Parameter) -> Tensor:
-    value = files.read(parts[0]) if len(parts) == 1 else torch.cat([files.read(part) for part in parts])
-    if name == POSITION_TABLE and value.shape != parameter.shape:
-        side = compute_grid_side(parameter.shape[1])
-        assert side is not None
-        return resize_position_table(value, (side, side))
-    return value
+def _describe_network(got: Shapes) -> str:
+    shape, image_px = measure_shape(got), measure_image_px(got)
+    if shape is None:
+        return "no whole backbone"
+    fitting = ", ".join(find_fitting_configs(got)) or "in no shipped config"
+    positions = f"positions for {image_px} px" if image_px else "positions of no square"
+    return f"{shape.depth} blocks of {shape.embed_dim} channels, {positions}; {fitting}"

@@ -6,14 +6,20 @@ Pure renaming: nothing here touches a file or a tensor.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from ds_seg.errors import WeightsError
 
-SEGMENTOR_LEFTOVERS = ("decode_head.*", "auxiliary_head.*")
-"""What a whole segmentation checkpoint holds beside its backbone."""
+SEGMENTOR_LEFTOVERS = ("*decode_head.*", "*auxiliary_head.*", "ema_*")
+"""What a whole segmentation checkpoint holds beside its backbone; `ema_*` is MMCV's other copy of the weights."""
+PYRAMID = ("up[1-4].*",)
+"""Our names of the layers of `with_fpn`."""
+TRUNK = ("patch_embed.*", "cls_token", "pos_embed", "blocks.*", "norm.*")
+"""Our names of everything else in a backbone."""
+_PYRAMID_MARK = r"up1\.0\.weight"
+_HEAD_NAME = re.compile(r"(?:\w+\.)*?(decode_head|auxiliary_head)\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,9 @@ class Rule:
     parts: int = 1
 
 
+_PYRAMID_RULE = Rule(r"(up[1-4]\..+)", r"\1")
+
+
 @dataclass(frozen=True)
 class Dialect:
     """A naming scheme.
@@ -34,7 +43,8 @@ class Dialect:
         title: what the report calls it.
         mark: pattern of a name that this scheme alone has; any dotted prefix before it is stripped.
         rules: the first that matches a name applies.
-        leftovers: fnmatch patterns of names that such files hold and a backbone has no use for.
+        leftovers: fnmatch patterns of names, as the file spells them or without the prefix, that such files hold
+            and a backbone has no use for.
     """
 
     title: str
@@ -70,11 +80,18 @@ def _split_qkv(pattern: str, spellings: tuple[str, str, str]) -> tuple[Rule, ...
     return tuple(Rule(pattern % s, r"blocks.\1.attn.qkv.\2", part, 3) for part, s in enumerate(spellings))
 
 
+_CHAT_MODEL = (
+    *("*language_model.*", "mlp1.*", "*multi_modal_projector.*", "*lm_head.*"),  # InternVL 1.2 to 3.5, both formats
+    *("model.layers.*", "model.embed_tokens.*", "model.norm.*", "model.mm_projector.*"),  # InternVL-Chat 1.0 and 1.1
+    *("qllama.*", "query_tokens", "clip_projector*", "text_projection", "itm_head.*", "logit_scale"),  # InternVL-14B
+)
+"""What InternVL's image-and-text models hold beside their vision model."""
+
 _INTERNVL_MMSEG = Dialect(
     title="InternVL segmentation backbone",
     mark=r"blocks\.\d+\.attn\.qkv\.weight",
-    rules=(Rule(r"(cls_token|pos_embed|(?:patch_embed|blocks|norm|up[1-4])\..+)", r"\1"),),
-    leftovers=("clip_projector.*", "mask_token"),
+    rules=(Rule(r"(cls_token|pos_embed|(?:patch_embed|blocks|norm)\..+)", r"\1"),),
+    leftovers=("clip_projector.*", "mask_token", *_CHAT_MODEL),
 )
 _HF_INTERN_VISION = Dialect(
     title="HuggingFace InternVisionModel",
@@ -85,8 +102,9 @@ _HF_INTERN_VISION = Dialect(
         Rule(r"embeddings\.position_embedding", "pos_embed"),
         Rule(r"encoder\.layers\.(\d+)\.(ls[12])", r"blocks.\1.\2.gamma"),
         Rule(r"encoder\.layers\.(\d+)\.(.+)", r"blocks.\1.\2"),
+        Rule(r"layernorm\.(.+)", r"norm.\1"),  # of our exports alone: InternViT has no final norm, DINOv2 has one
     ),
-    leftovers=("language_model.*", "mlp1.*"),
+    leftovers=_CHAT_MODEL,
 )
 _TRANSFORMERS_EMBEDDINGS = (
     Rule(r"embeddings\.patch_embeddings\.projection\.(.+)", r"patch_embed.proj.\1"),
@@ -94,6 +112,15 @@ _TRANSFORMERS_EMBEDDINGS = (
     Rule(r"embeddings\.position_embeddings", "pos_embed"),
     Rule(r"encoder\.layer\.(\d+)\.(mlp\.fc[12]\..+)", r"blocks.\1.\2"),
 )
+_INTERN_VISION_SPELLINGS = (
+    (r"patch_embed\.proj\.(.+)", r"embeddings.patch_embedding.\1"),
+    (r"cls_token", "embeddings.class_embedding"),
+    (r"pos_embed", "embeddings.position_embedding"),
+    (r"blocks\.(\d+)\.(ls[12])\.gamma", r"encoder.layers.\1.\2"),
+    (r"blocks\.(\d+)\.(.+)", r"encoder.layers.\1.\2"),
+    (r"norm\.(.+)", r"layernorm.\1"),
+)
+"""The rules of that dialect, the other way round."""
 _HF_INTERNVL_NATIVE = Dialect(
     title="transformers InternVLVisionModel (-hf)",
     mark=r"encoder\.layer\.\d+\.lambda_1",
@@ -107,7 +134,7 @@ _HF_INTERNVL_NATIVE = Dialect(
         Rule(r"encoder\.layer\.(\d+)\.lambda_([12])", r"blocks.\1.ls\2.gamma"),
         Rule(r"layernorm\.(.+)", r"norm.\1"),
     ),
-    leftovers=("*language_model.*", "*multi_modal_projector.*", "lm_head.*", "embeddings.mask_token"),
+    leftovers=("embeddings.mask_token", *_CHAT_MODEL),
 )
 _HF_DINOV2 = Dialect(
     title="HuggingFace Dinov2Model",
@@ -160,13 +187,47 @@ def translate_names(names: Iterable[str]) -> Translation:
     return Translation(dialect, prefix, sources, leftovers)
 
 
+def spell_as_intern_vision(name: str) -> str:
+    """Our name of a backbone's tensor as HuggingFace's InternVisionModel spells it; `translate_names` turns it back."""
+    for pattern, spelling in _INTERN_VISION_SPELLINGS:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(spelling)
+    return name
+
+
+def holds_trunk(names: Iterable[str]) -> bool:
+    """Whether a file with these tensor names has the blocks of a backbone in a known dialect."""
+    return bool(_find_marks(names))
+
+
+def holds_pyramid(names: Iterable[str]) -> bool:
+    """Whether a file with these tensor names has the layers of `with_fpn`."""
+    return any(re.fullmatch(rf"(?:\w+\.)*?{_PYRAMID_MARK}", name) for name in names)
+
+
+def translate_head_names(names: Iterable[str]) -> dict[str, str]:
+    """Find the heads of an MMSegmentation model among tensor names.
+
+    Args:
+        names: every tensor name in a file.
+
+    Returns:
+        Name in our `SegmentationHeads` -> the file's name. A lone auxiliary head is our first.
+    """
+    found = {}
+    for name in names:
+        if match := _HEAD_NAME.fullmatch(name):
+            head, rest = match.groups()
+            if head == "auxiliary_head":
+                head = "auxiliary_heads" if re.match(r"\d+\.", rest) else "auxiliary_heads.0"
+            found[f"{head}.{rest}"] = name
+    return found
+
+
 def _detect(names: list[str]) -> tuple[Dialect, str]:
-    candidates: dict[tuple[str, str], Dialect] = {}
-    for dialect in DIALECTS:
-        mark = re.compile(rf"((?:\w+\.)*?){dialect.mark}")
-        for name in names:
-            if match := mark.fullmatch(name):
-                candidates[dialect.title, match[1]] = dialect
+    candidates = _find_marks(names)
+    if not candidates:  # a file that adds a trained pyramid to a frozen trunk
+        candidates = _find_marks(names, [(_INTERNVL_MMSEG, _PYRAMID_MARK)])
     if len(candidates) == 1:
         ((_, prefix), dialect) = next(iter(candidates.items()))
         return dialect, prefix
@@ -181,8 +242,21 @@ def _detect(names: list[str]) -> tuple[Dialect, str]:
     raise WeightsError(f"it holds more than one backbone ({found}). Save the one that you mean to a file of its own.")
 
 
+def _find_marks(
+    names: Iterable[str], marks: Sequence[tuple[Dialect, str]] | None = None
+) -> dict[tuple[str, str], Dialect]:
+    names = list(names)
+    candidates: dict[tuple[str, str], Dialect] = {}
+    for dialect, pattern in marks or [(dialect, dialect.mark) for dialect in DIALECTS]:
+        mark = re.compile(rf"((?:\w+\.)*?){pattern}")
+        for name in names:
+            if match := mark.fullmatch(name):
+                candidates[dialect.title, match[1]] = dialect
+    return candidates
+
+
 def _apply_rules(dialect: Dialect, name: str) -> tuple[Rule, str] | None:
-    for rule in dialect.rules:
+    for rule in (*dialect.rules, _PYRAMID_RULE):
         if match := re.fullmatch(rule.pattern, name):
             return rule, match.expand(rule.name)
     return None

@@ -17,8 +17,6 @@ import traceback
 from pathlib import Path
 
 import torch
-from engine_setup import ACCUMULATION, DEPTH, STEPS, collect_weights, digest, make_micro_batches, make_run, start, train
-from plain_training import MUTATIONS, train_plain
 
 from ds_seg import distributed
 from ds_seg.checkpoint import (
@@ -32,6 +30,9 @@ from ds_seg.engine.engines import Engines, build_modules
 from ds_seg.engine.step import TwoEngineStep
 from ds_seg.errors import CheckpointError, ConfigError
 from ds_seg.summary import describe_backbone, describe_heads
+from engine_setup import RECIPE, digest, make_micro_batches, make_run, start, train
+from recipe import DEPTH
+from sharded import collect_weights
 
 OUT = Path(sys.argv[1])
 NAN = float("nan")
@@ -46,50 +47,35 @@ def save_tensors(name: str, tensors: dict) -> None:
         torch.save(tensors, OUT / f"{name}_world{world()}.pt")
 
 
-def check_fp32_trajectory() -> dict:
-    engines, train_step = start(make_run("fp32"))
-    initial = collect_weights(engines)
-    clipped_norms, head_norms = [], []
+def check_training() -> dict:
+    """What is promised of a run in FP32 and of one in bf16; what they compute is proven in tests/parity."""
+    return {precision: describe_training(precision) for precision in ("fp32", "bf16")}
+
+
+def describe_training(precision: str) -> dict:
+    engines, train_step = start(make_run(precision))
+    head_norms: list[float] = []
     engines.head_optimizer.register_step_pre_hook(lambda *_: head_norms.append(measure_head_norm(engines)))
-    results = []
-    for step in range(STEPS):
+    results, clipped_norms = [], []
+    for step in range(6):
         results += train(train_step, range(step, step + 1))
         clipped_norms.append(math.hypot(engines.backbone.get_global_grad_norm(), head_norms[-1]))
-    save_tensors("fp32", {"initial": initial, "final": collect_weights(engines)})
+    backbone = describe_backbone(engines.backbone.module)  # a forward without a backward leaves parameters gathered
+    engines.train(False)
+    logits_BKHW = engines.encode_decode(torch.zeros(1, 3, 56, 70))
     return {
-        "losses": [result.losses["loss"] for result in results],
         "entries": sorted(results[0].losses),
         "norms": [result.grad_norm for result in results],
         "factors": [result.clip_factor for result in results],
         "clipped_norms": clipped_norms,
+        "logits": [list(logits_BKHW.shape), str(logits_BKHW.dtype), logits_BKHW.requires_grad],
         "heads": describe_heads(engines.heads),
-        "backbone": describe_backbone(engines.backbone.module),
+        "backbone": backbone,
     }
 
 
 def measure_head_norm(engines: Engines) -> float:
     return math.sqrt(sum(p.grad.square().sum().item() for p in engines.head_parameters))
-
-
-def check_plain() -> dict:
-    """The plain runs, from the weights that the engines start from."""
-    initial = torch.load(OUT / "fp32_world1.pt")["initial"]
-    runs = {name or "plain": train_plain(initial, name) for name in (None, *MUTATIONS)}
-    torch.save({name: run.pop("weights") for name, run in runs.items()}, OUT / "plain.pt")
-    return runs
-
-
-def check_bf16_trajectory() -> dict:
-    engines, train_step = start(make_run("bf16"))
-    results = train(train_step, range(STEPS))
-    engines.train(False)
-    logits_BKHW = engines.encode_decode(torch.zeros(1, 3, 56, 70))
-    return {
-        "losses": [result.losses["loss"] for result in results],
-        "logits": [list(logits_BKHW.shape), str(logits_BKHW.dtype), logits_BKHW.requires_grad],
-        "heads": describe_heads(engines.heads),
-        "backbone": describe_backbone(engines.backbone.module),
-    }
 
 
 def check_sharding() -> dict:
@@ -131,14 +117,41 @@ def poison_loss(engines: Engines, _batches: list) -> list:
     return [engines.heads.register_forward_hook(hook)]
 
 
-POISONS = (poison_images, poison_head_gradient, poison_backbone_gradient, poison_loss)
+def overflow_activations(_engines: Engines, batches: list) -> list:
+    """Infinities where bf16 ends, and NaNs where they meet zeros."""
+    batches[0].images_B3HW.mul_(3e38)
+    return []
+
+
+def overflow_backbone_gradient(engines: Engines, _batches: list) -> list:
+    """What leaves the heads is finite, and overflows on its way through the backbone."""
+
+    def hook(_module: torch.nn.Module, args: tuple) -> None:
+        args[0][0].register_hook(lambda grad: grad.sign() * 3e38)
+
+    return [engines.heads.register_forward_pre_hook(hook)]
+
+
+def overflow_head_gradient(engines: Engines, _batches: list) -> list:
+    return [engines.heads.decode_head.conv_seg.weight.register_hook(lambda grad: grad.abs() * 1e38 * 1e38)]
+
+
+POISONS = (
+    poison_images,
+    poison_head_gradient,
+    poison_backbone_gradient,
+    poison_loss,
+    overflow_activations,
+    overflow_backbone_gradient,
+    overflow_head_gradient,
+)
 
 
 def skip_once(train_step: TwoEngineStep, step: int, poison) -> dict:
     """One bad step, bad on the last rank only, then a good one."""
     engines = train_step.engines
     before, scheduled = digest(engines), train_step.scheduled_steps
-    batches = make_micro_batches(train_step.run, step)
+    batches = make_micro_batches(step)
     handles = poison(engines, batches) if distributed.rank() == world() - 1 else []
     bad = train_step(step, batches)
     for handle in handles:
@@ -323,7 +336,9 @@ def check_mismatches() -> dict:
     return {
         "seed": catch(resume_training, folder, engines, dataclasses.replace(run, seed=5)),
         "world_size": catch(resume_training, folder, engines, dataclasses.replace(run, world_size=3)),
-        "batch": catch(resume_training, folder, engines, dataclasses.replace(run, accumulation_steps=ACCUMULATION + 1)),
+        "batch": catch(
+            resume_training, folder, engines, dataclasses.replace(run, accumulation_steps=RECIPE.accumulation + 1)
+        ),
         "this_world": catch(resume_training, folder, engines, run) if world() == 1 else "",
         "frozen": catch(resume_training, frozen, engines, run),
         "model": catch(load_weights_from_checkpoint, folder, backbone, heads),
@@ -342,14 +357,13 @@ def check_bad_configs() -> dict:
     return messages
 
 
-ONLY_ONE_RANK = ("check_plain",)
 ONLY_TWO_RANKS = ("check_sharding", "check_frozen", "check_linked_backbone", "check_damage")
 
 
 def main() -> None:
     distributed.initialize()
     names = sys.argv[2:] or [name for name in globals() if name.startswith("check_")]
-    names = [name for name in names if name not in (ONLY_ONE_RANK if world() > 1 else ONLY_TWO_RANKS)]
+    names = [name for name in names if world() > 1 or name not in ONLY_TWO_RANKS]
     results, seconds = {}, {}
     for name in names:
         started = time.perf_counter()

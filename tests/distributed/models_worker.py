@@ -13,12 +13,16 @@ from pathlib import Path
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.utils import set_z3_leaf_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ds_seg import distributed
 from ds_seg.errors import ConfigError, WeightsError
 from ds_seg.models import FCNHead, InternViT, SyncBatchNorm, build_heads, load_backbone_weights
+from ds_seg.models.checkpointing import POLICIES
+from ds_seg.models.layers import Block
 
 TINY = {
     "embed_dim": 32,
@@ -28,10 +32,29 @@ TINY = {
     "img_size": 16,
     "out_indices": [0, 1],
     "init_values": 0.1,
-    "with_cp": True,
+}
+SEEDS = [28, 29]  # of the 16 branches of four blocks these leave out 3, and in no block all of a branch
+HOLD_NOTHING = {"stage3_prefetch_bucket_size": 0, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
+SHARDED_CASES = {
+    "prefetching": ({}, {"overlap_comm": True}, False),
+    "holding_nothing": ({"norm": "layer", "qkv_bias": True, "qk_normalization": False}, HOLD_NOTHING, False),
+    "partly_frozen": ({"freeze_vit": True, "unfreeze_pos_embed": True}, {}, False),
+    "bf16": ({}, {"overlap_comm": True}, True),
 }
 OUT = Path(sys.argv[1])
 RANK = distributed.rank()
+
+
+class MatrixProducts(TorchDispatchMode):
+    """Counts the matrix products made while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
+        return func(*args, **(kwargs or {}))
 
 
 def zero_config(bf16: bool = False) -> dict:
@@ -218,32 +241,59 @@ def check_load_errors() -> dict:
     return messages
 
 
-def check_sharded_equals_plain() -> dict:
-    """Features and gradients of the sharded model against the plain one, on a grid that needs interpolation."""
-    overrides = {"drop_path_rate": 0.3, "depth": 4, "out_indices": [1, 3]}
-    _, path = save_plain("equal.pth", **overrides)
-    plain = InternViT(**{**TINY, **overrides, "with_cp": False})
+def run_plain(path: Path, images: torch.Tensor, factors: list[torch.Tensor], overrides: dict) -> tuple[list, dict]:
+    """Features and gradients of the plain model, of the mean over ranks of the weighted features."""
+    plain = InternViT(**{**TINY, **overrides, "checkpointing": "none"})
     load_backbone_weights(plain, path, log=lambda _: None)
-    model = build_partitioned(**overrides)
+    features = plain(images, sample_seeds=SEEDS)
+    (sum((f * w).sum() for f, w in zip(features, factors, strict=True)) / len(SEEDS)).backward()
+    return features, {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
+
+
+def run_sharded(
+    path: Path, images: torch.Tensor, factors: list[torch.Tensor], overrides: dict, policy: str, zero: dict, bf16: bool
+) -> tuple[list, dict, int]:
+    """The same of the sharded model in its second step, when DeepSpeed prefetches what it saw in the first."""
+    config = zero_config(bf16)
+    config["zero_optimization"].update(zero)
+    model = build_partitioned(bf16, checkpointing=policy, **overrides)
     load_backbone_weights(model, path, log=lambda _: None)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=zero_config())
-    torch.manual_seed(11)
-    images, seeds = (
-        torch.randn(2, 3, 24, 16),
-        [28, 29],
-    )  # of the 16 branches these leave out 3, and in no block all of a branch
-    mine = engine(images[RANK : RANK + 1], sample_seeds=seeds[RANK : RANK + 1])
-    expected = plain(images, sample_seeds=seeds)
-    factor = [torch.randn_like(f) for f in expected]
-    engine.backward(sum((f * w[RANK : RANK + 1]).sum() for f, w in zip(mine, factor)))  # noqa: B905
-    (sum((f * w).sum() for f, w in zip(expected, factor)) / 2).backward()  # noqa: B905
-    features = max(difference(f, e[RANK : RANK + 1]) for f, e in zip(mine, expected))  # noqa: B905
-    gradients, scale = {}, {}
-    for (name, parameter), reference in zip(engine.module.named_parameters(), plain.parameters()):  # noqa: B905
-        gradients[name] = difference(deepspeed.utils.safe_get_full_grad(parameter), reference.grad)
-        scale[name] = float(reference.grad.abs().max())
-    return {"features": features, "gradients": gradients, "scale": scale}
+    set_z3_leaf_modules(model, [Block])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for _ in range(2):
+        features = engine(images[RANK : RANK + 1], sample_seeds=SEEDS[RANK : RANK + 1])
+        loss = sum((f.float() * w[RANK : RANK + 1]).sum() for f, w in zip(features, factors, strict=True))
+        with MatrixProducts() as products:
+            engine.backward(loss)
+        gradients = {name: deepspeed.utils.safe_get_full_grad(p).clone() for name, p in trained.items()}
+        engine.step()
+    return features, gradients, products.count
+
+
+def check_sharded_equals_plain() -> dict:
+    """Every checkpointing policy, sharded, against the plain model, on a grid that needs interpolated positions."""
+    report = {}
+    for case, (overrides, zero, bf16) in SHARDED_CASES.items():
+        overrides = {"drop_path_rate": 0.3, "depth": 4, "out_indices": [1, 3], **overrides}
+        _, path = save_plain(f"{case}.pth", **overrides)
+        torch.manual_seed(11)
+        images, factors = torch.randn(2, 3, 24, 16), [torch.randn(2, 32, 6, 4) for _ in range(2)]
+        expected, wanted = run_plain(path, images, factors, overrides)
+        report[case], first = {}, None
+        for policy in POLICIES:
+            mine, got, products = run_sharded(path, images, factors, overrides, policy, zero, bf16)
+            first = first or got
+            report[case][policy] = {
+                "features": max(difference(f, e[RANK : RANK + 1]) for f, e in zip(mine, expected, strict=True)),
+                "gradients": max(difference(got[name], wanted[name]) / wanted[name].abs().max().item() for name in got),
+                "from_none": max(difference(got[name], first[name]) for name in got),
+                "scale": min(wanted[name].abs().max().item() for name in got),
+                "trained": len(got),
+                "matrix_products": products,
+            }
+    return report
 
 
 def check_heads_under_ddp() -> dict:

@@ -45,7 +45,8 @@ def main():
     run("demo", out / "seed_page_head", {"runner.max_iters": 1, **head})
     if shutil.which("c++"):  # DeepSpeed compiles its CPU optimizer when it is first used
         offload = str(CONFIGS_ROOT / "deepspeed" / "zero3_bf16_offload.json")
-        run("demo", out / "offload", {"runner.max_iters": 2}, deepspeed_config=offload)
+        averages = {"custom_hooks": [dict(type="EMAHook")]}
+        run("demo", out / "offload", {"runner.max_iters": 2, **averages}, deepspeed_config=offload)
     if distributed.is_main():
         (out / "recipes.json").write_text(json.dumps(recipes))
     distributed.shutdown()

@@ -13,16 +13,20 @@ from ds_seg.config import CONFIGS_ROOT
 FIRST_TOLERANCE, LAST_TOLERANCE = 1e-5, 1e-4
 
 
+def run_benchmark(out, *arguments):
+    command = [sys.executable, str(CONFIGS_ROOT.parent / "benchmarks" / "step.py"), "--preset", "internvit_tiny"]
+    command += "--depth 2 --batch 1 --device cpu --rounds 2 --steps 2 --warmup 0".split()
+    done = subprocess.run([*command, "--json", str(out), *arguments], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text()), done.stdout
+
+
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark") / "step.json"
-    command = [sys.executable, str(CONFIGS_ROOT.parent / "benchmarks" / "step.py"), "--preset", "internvit_tiny"]
-    command += "--depth 2 --crop 56 --batch 1 --world-size 2 --device cpu".split()
-    command += ["--rounds", "2", "--steps", "2", "--warmup", "0", "--json", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert "step_time_over_fsdp2" in done.stdout
-    return json.loads(out.read_text())
+    figures, printed = run_benchmark(out, "--crop", "56", "--world-size", "2", "--checkpointing", "selective")
+    assert "step_time_over_fsdp2" in printed
+    return figures
 
 
 def test_every_figure_is_there(figures):
@@ -32,7 +36,8 @@ def test_every_figure_is_there(figures):
         assert row["steps"] == 4 and len(row["step_s_by_round"]) == 2, name
         assert row["images_per_s"] == pytest.approx(2 / row["step_s"])
         assert row["mfu"] is None
-        assert row["memory"]["resident_gib"] > row["memory"]["resident_growth_gib"] > 0
+        assert row["memory"]["resident_gib"] > row["memory"]["resident_growth_gib"] > row["memory"]["step_gib"] > 0
+        assert row["checkpointing"] == "selective"
     for name in ("step_time_over_fsdp2", "step_time_over_ddp", "memory_over_fsdp2"):
         assert 0.01 < figures["ratios"][name] < 100, name
 
@@ -45,6 +50,18 @@ def test_the_variants_make_the_same_steps(figures):
         assert theirs["grad_norm_first"] == pytest.approx(ours["grad_norm_first"], rel=FIRST_TOLERANCE)
         assert theirs["loss_last"] == pytest.approx(ours["loss_last"], rel=LAST_TOLERANCE)
     assert ours["loss_first"] != ours["loss_last"]
+
+
+def test_policies_make_the_same_steps_in_less_and_less_memory(tmp_path):
+    arguments = "--policies --crop 168 --batch 4 --world-size 1 --depth 6 --rounds 1".split()
+    figures, printed = run_benchmark(tmp_path / "policies.json", *arguments)
+    rows = figures["variants"]
+    assert list(rows) == [row["checkpointing"] for row in rows.values()] == ["none", "selective", "block"]
+    for name in ("loss_first", "loss_last", "grad_norm_first"):
+        assert len({row[name] for row in rows.values()}) == 1, name
+    ratios = figures["ratios"]  # measured in bf16: 0.29 and 0.47
+    assert ratios["block_step_memory_over_none"] < 0.4 < ratios["selective_step_memory_over_none"] < 0.6
+    assert "block_step_time_over_none" in printed and 0.01 < ratios["block_step_time_over_none"] < 100
 
 
 def test_an_unknown_preset_is_the_users_mistake():

@@ -52,6 +52,7 @@ def test_the_seed_pages_head_trains_as_written(finished):
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="DeepSpeed's CPU optimizer needs a C++ compiler (c++)")
-def test_the_offload_variant_trains(finished):
+def test_the_offload_variant_trains_and_averages(finished):
     summary = summary_of(finished / "offload")
     assert summary["steps"] == 2 and summary["loss_last"] < 3
+    assert summary["ema"]["dtype"] == "float32" and summary["ema"]["heads_identical"]

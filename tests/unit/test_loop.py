@@ -60,7 +60,7 @@ def build(tmp_path, monkeypatch):
         engines = SimpleNamespace(param_groups=[{"lr": 1e-3}, {"lr": 1e-4}])
         saved, remaining = [], iter(scores)
 
-        def save(_engines, _run, state):
+        def save(_engines, _run, state, _ema):
             saved.append(TrainingState(**vars(state)))
             folder = tmp_path / "checkpoints" / checkpoint_name(state.step)
             folder.mkdir(parents=True, exist_ok=True)

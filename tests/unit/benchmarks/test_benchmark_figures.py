@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from ds_seg.config import CONFIGS_ROOT
@@ -17,7 +18,7 @@ BENCHMARKS = CONFIGS_ROOT.parent / "benchmarks"
 def benchmarks_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("figures", "step", "workload"):
+    for name in ("figures", "memory", "step", "workload"):
         sys.modules.pop(name, None)
 
 
@@ -30,7 +31,13 @@ def test_flops_of_the_6b_model_are_those_of_the_reference():
 
 
 def turn(*step_s, memory=2.0):
-    return {"step_s": step_s, "cpu_s": step_s, "loss": [1.0, 0.5], "grad_norm": [3.0, 2.0], "memory": {"m": memory}}
+    return {
+        "step_s": step_s,
+        "cpu_s": step_s,
+        "loss": [1.0, 0.5],
+        "grad_norm": [3.0, 2.0],
+        "memory": {"m": memory, "step_gib": 0.5},
+    }
 
 
 def test_figures_of_a_variant():
@@ -50,13 +57,47 @@ def test_ratios_compare_rounds_so_that_other_load_cancels():
 
     ours = summarise_variant([turn(1.0), turn(10.0), turn(2.0)], 1, 1.0, None)
     theirs = summarise_variant([turn(2.0, memory=8.0), turn(20.0), turn(4.0, memory=8.0)], 1, 1.0, None)
-    ratios = compute_ratios({"ds_seg": ours, "fsdp2": theirs, "ddp": {"out_of_memory": "x"}}, "m")
+    variants = {"ds_seg": ours, "fsdp2": theirs, "ddp": {"out_of_memory": "x"}}
+    ratios = compute_ratios(variants, [("ds_seg", "fsdp2"), ("ds_seg", "ddp"), ("fsdp2", "ds_seg")], "m")
     assert ratios == {
         "step_time_over_fsdp2": 0.5,
-        "step_time_over_ddp": None,
+        "cpu_time_over_fsdp2": 0.5,
         "memory_over_fsdp2": 0.25,
+        "step_memory_over_fsdp2": 1.0,
+        "step_time_over_ddp": None,
+        "cpu_time_over_ddp": None,
         "memory_over_ddp": None,
+        "step_memory_over_ddp": None,
+        "fsdp2_step_time_over_ds_seg": 2.0,
+        "fsdp2_cpu_time_over_ds_seg": 2.0,
+        "fsdp2_memory_over_ds_seg": 4.0,
+        "fsdp2_step_memory_over_ds_seg": 1.0,
     }
+
+
+def test_the_memory_of_a_step_is_its_peak():
+    from memory import measure_step_gib
+
+    held, mib = [torch.ones(2**18)], 2**20
+
+    def step():
+        held.append(held.pop() + 1)  # the new one beside the old one: 1 MiB more
+        temporary = torch.ones(3 * 2**18)
+        del temporary
+        return torch.ones(2**18)
+
+    assert measure_step_gib(step, torch.device("cpu")) * 2**30 == pytest.approx(4 * mib, rel=1e-3)
+
+
+def test_contestants_are_the_rivals_or_the_policies():
+    from step import list_contestants
+
+    workload = build_workload(checkpointing="selective")
+    rivals = list_contestants(False, workload)
+    assert rivals == {name: (name, workload) for name in ("ds_seg", "fsdp2", "ddp")}
+    policies = list_contestants(True, workload)
+    assert [variant for variant, _ in policies.values()] == ["ds_seg"] * 3
+    assert [its.checkpointing for _, its in policies.values()] == list(policies) == ["none", "selective", "block"]
 
 
 def test_taps_keep_their_relative_height():
@@ -88,17 +129,21 @@ def test_processes_that_end_without_a_result_are_reported_with_their_log(tmp_pat
     from step import Contestant
 
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    message = r"(?s)variant 'ds_seg' ended with code 1 in turn 1.*No such file or directory: .*workload\.json"
-    with pytest.raises(RuntimeError, match=message), Contestant("ds_seg", build_workload(), tmp_path, store) as ours:
-        ours.take_turn(warmup=0, steps=1)
+    message = r"(?s)variant 'ours' ended with code 1 in turn 1.*No such file or directory: .*workload\.json"
+    with (
+        pytest.raises(RuntimeError, match=message),
+        Contestant("ours", "ds_seg", build_workload(), tmp_path, store) as ours,
+    ):
+        ours.take_turn(warmup=0, steps=1, measure_memory=False)
 
 
 def test_a_workload_survives_its_file(tmp_path):
     from workload import Workload
 
-    workload = build_workload(depth=3)
+    workload = build_workload(depth=3, checkpointing="selective")
     workload.write(tmp_path)
     assert Workload.read(tmp_path) == workload
     assert json.loads(Path(tmp_path / "workload.json").read_text())["depth"] == 3
     run = workload.build_run(tmp_path)
     assert (run.model.backbone.depth, list(run.model.backbone.out_indices), run.global_batch) == (3, [2], 1)
+    assert run.model.backbone.checkpointing == "selective"

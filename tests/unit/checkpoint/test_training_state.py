@@ -53,6 +53,13 @@ def test_a_state_file_that_can_not_be_read_is_named(tmp_path, content):
         read_state(tmp_path)
 
 
+def test_a_checkpoint_from_before_averages_has_none(tmp_path):
+    (tmp_path / STATE_FILE).write_text('{"seed": 0}')
+    assert read_state(tmp_path) == {"seed": 0, "averaged": False}
+    (tmp_path / STATE_FILE).write_text('{"averaged": true}')
+    assert read_state(tmp_path) == {"averaged": True}
+
+
 def test_state_survives_its_file_form():
     state = TrainingState(step=7, scheduled_steps=5, skipped_steps=2, best_mIoU=0.25, best_checkpoint="step_000004")
     assert TrainingState(**asdict(state)) == state

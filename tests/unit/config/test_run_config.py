@@ -3,6 +3,7 @@ import json
 import pytest
 
 from ds_seg.config import CONFIGS_ROOT, RunOptions, build_run_config
+from ds_seg.config.head_fields import predicting_head
 from ds_seg.config.overrides import parse_overrides
 from ds_seg.errors import ConfigError
 
@@ -69,7 +70,12 @@ def test_global_batch_stays_while_processes_and_micro_batch_change():
         (["evaluation.save_best=loss"], r"evaluation\.save_best: got 'loss'"),
         (["evaluation.by_epoch=True"], r"evaluation\.by_epoch: got True"),
         (["global_batch=15"], r"global_batch: got 15, which is no multiple of data\.samples_per_gpu"),
-        (["model.type=CascadeEncoderDecoder"], r"model\.type: got 'CascadeEncoderDecoder'"),
+        (["model.type=Segmentor"], r"model\.type: got 'Segmentor', want 'EncoderDecoder' or 'Cascade"),
+        (["model.type=CascadeEncoderDecoder"], r"model\.decode_head: .*needs a list of at least two heads"),
+        (["model.num_stages=2"], r"model\.num_stages: unknown key"),
+        (["model.decode_head.num_classes=0"], r"model\.decode_head\.num_classes: got 0, want a whole number"),
+        (["model.auxiliary_head=FCNHead"], r"model\.auxiliary_head: got 'FCNHead', want a dict with a type"),
+        (["model.test_cfg.subdivision_steps=2"], r"model\.test_cfg\.subdivision_steps: unknown key"),
         (["model.backbone.type=BEiT"], r"model\.backbone\.type: got 'BEiT'"),
         (["model.test_cfg.mode=tile"], r"model\.test_cfg\.mode: got 'tile'"),
         (["model.test_cfg.strid=[4,4]"], r"model\.test_cfg\.strid: unknown key\. Did you mean 'stride'"),
@@ -90,6 +96,35 @@ def test_a_crop_that_is_no_multiple_of_the_patch_names_the_nearest():
         build_with("data.train.pipeline.3.crop_size=[100,112]")
     with pytest.raises(ConfigError, match=r"model\.test_cfg\.crop_size: got \(500, 504\)"):
         build_with("model.test_cfg.crop_size=[500,504]", config="internvit6b_224_linear_ade20k")
+
+
+CASCADE = """
+head = dict(in_channels=192, channels=8)
+model = dict(
+    type="CascadeEncoderDecoder",
+    num_stages=2,
+    decode_head=[dict(head, type="FCNHead", num_classes=9), dict(head, type="OCRHead", num_classes=6)],
+    test_cfg=dict(mode="whole", subdivision_steps=2, subdivision_num_points=64, scale_factor=2),
+)
+"""
+
+
+def test_a_cascade_is_a_list_of_num_stages_heads(tmp_path):
+    path = write_config(tmp_path, CASCADE)
+    run = build(path)
+    assert predicting_head(run.model)[1].num_classes == 6 and run.model.test_cfg.subdivision_steps == 2
+    with pytest.raises(ConfigError, match=r"model\.num_stages: got 3, but decode_head lists 2"):
+        build_with("model.num_stages=3", config=path)
+    with pytest.raises(ConfigError, match=r"model\.decode_head: several heads in a row need model\.type='Cascade"):
+        build_with("model.type=EncoderDecoder", config=path)
+
+
+def test_the_training_crop_is_the_pipelines_else_the_windows_else_the_backbones():
+    crop = "data.train.pipeline.3"
+    assert build_with(f"{crop}.crop_size=[56,112]").train_crop_px == (56, 112)
+    assert build_with(f"{crop}.type=RandomRotate").train_crop_px == (112, 112)
+    window = ["model.test_cfg.mode=slide", "model.test_cfg.crop_size=[70,84]", "model.test_cfg.stride=[70,84]"]
+    assert build_with(f"{crop}.type=RandomRotate", *window).train_crop_px == (70, 84)
 
 
 def test_a_negative_seed_is_refused():
@@ -168,6 +203,10 @@ def write_json(folder, **changes):
         ({"train_micro_batch_size_per_gpu": 3}, r"train_micro_batch_size_per_gpu: got 3"),
         ({"zero_optimization": {"stage": 2}}, r"zero_optimization\.stage: got 2, want 3"),
         ({"zero_optimization": None}, r"zero_optimization\.stage: got None, want 3"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+            r"offload_optimizer\.ratio: got 0\.5, want 1: the second optimizer",
+        ),
         ({"gradient_clipping": 1.0}, r"deepspeed\.gradient_clipping: got 1\.0.*optimizer_config\.grad_clip"),
         ({"optimizer": {"type": "Adam"}}, r"deepspeed\.optimizer"),
         ({"scheduler": {"type": "WarmupLR"}}, r"deepspeed\.scheduler"),

@@ -5,9 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ds_seg.data.build import build_dataset, leaf_datasets, resolve_sample, sample_paths
+from ds_seg.data.camvid import CamVidDataset
+from ds_seg.data.demo_scenes import DemoScenesDataset
 from ds_seg.errors import ConfigError, DataError
 
 MakeCfg = Callable[..., dict[str, Any]]
@@ -122,3 +126,56 @@ def test_label_0_must_mean_the_same_in_training_and_evaluation(make_cfg: MakeCfg
     pipeline[1]["reduce_zero_label"] = True
     with pytest.raises(ConfigError, match=r"reduce_zero_label=True, but CamVidDataset has reduce_zero_label=False"):
         build_dataset(make_cfg(pipeline=pipeline), role="train")
+
+
+def test_classes_must_be_named(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg(type="CustomDataset")
+    with pytest.raises(
+        ConfigError, match=r"data\.train\.classes is not set, and CustomDataset has no classes of its own"
+    ):
+        build_dataset(cfg, role="train")
+
+
+def test_some_of_a_datasets_classes(make_cfg: MakeCfg, folder: Path) -> None:
+    dataset = build_dataset(make_cfg(classes=["road", "sky"]), role="train")
+    label = np.arange(44 * 60, dtype=np.uint8).reshape(44, 60) % 12
+    label[label == 11] = 255
+    Image.fromarray(label).save(folder / "annotations/train/street_0.png")
+    results = {"ann_info": dataset.get_ann_info(0)}
+    dataset.pre_pipeline(results)
+    loaded = dataset.pipeline.transforms[1](results)["gt_semantic_seg"]
+    road, sky = CamVidDataset.CLASSES.index("road"), CamVidDataset.CLASSES.index("sky")
+    assert (loaded == np.where(label == road, 0, np.where(label == sky, 1, 255))).all()
+    assert dataset[1]["gt_semantic_seg"].data.shape == (1, 28, 28)
+
+
+def test_picked_classes_where_label_0_is_reduced(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg(type="DemoScenesDataset", classes=["water", "tree"])
+    cfg["pipeline"] = [
+        {**step, **({"reduce_zero_label": True} if "reduce_zero_label" in step else {})} for step in cfg["pipeline"]
+    ]
+    with pytest.raises(ConfigError, match=r"picks or reorders classes of DemoScenesDataset, whose label 0 is reduced"):
+        build_dataset(cfg, role="train")
+    cfg["classes"] = list(DemoScenesDataset.CLASSES)
+    assert len(build_dataset(cfg, role="train")) == 7
+
+
+def test_a_suffix_that_would_find_the_files_is_named(make_cfg: MakeCfg, folder: Path) -> None:
+    cfg = make_cfg(type="CustomDataset", classes=list("abcdefghijk"))
+    message = r"7 of 7 files are .*street_0\.png is there: set data\.train\.seg_map_suffix='\.png' \(it is '_mask"
+    with pytest.raises(DataError, match=message):
+        build_dataset({**cfg, "seg_map_suffix": "_mask.png"}, role="train")
+    with pytest.raises(
+        DataError, match=r"found there: \.jpg \(7\)\. Set data\.train\.img_suffix='\.jpg' \(where its type"
+    ):
+        build_dataset({**cfg, "img_suffix": ".jpeg"}, role="train")
+    (folder / "train.txt").write_text("street_0.jpg\n")
+    with pytest.raises(
+        DataError, match=r"street_0\.jpg\.jpg\)\. street_0\.jpg is there: lines of a split file are names wi"
+    ):
+        build_dataset({**cfg, "split": "train.txt"}, role="train")
+    (folder / "train.txt").write_text("")
+    with pytest.raises(
+        DataError, match=r"split .*train\.txt lists no image\. Write a name without suffix on each line"
+    ):
+        build_dataset({**cfg, "split": "train.txt"}, role="train")

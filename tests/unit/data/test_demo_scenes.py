@@ -9,7 +9,8 @@ import pytest
 from ds_seg.data import demo_scenes
 from ds_seg.data.build import build_dataset
 from ds_seg.data.demo_scenes import DemoScenesDataset, draw_scene, write_demo_dataset
-from ds_seg.data.lint import read_image_size, validate_annotations
+from ds_seg.data.lint import validate_annotations
+from ds_seg.data.pair_files import read_image_size
 from ds_seg.errors import DataError
 
 from mmcv import Config  # isort: skip

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from ds_seg.data.build import build_dataset
-from ds_seg.data.lint import find_pair_faults, read_image_size, validate_annotations
+from ds_seg.data.lint import describe_pairs, find_pair_faults, validate_annotations
+from ds_seg.data.pair_files import read_image_size
 from ds_seg.errors import DataError
 
 MakeCfg = Callable[..., dict[str, Any]]
@@ -28,6 +29,7 @@ def write_label(folder: Path, index: int, label: np.ndarray) -> Path:
 
 def test_clean_folder_passes_and_shows_progress(make_cfg: MakeCfg, capfd: pytest.CaptureFixture[str]) -> None:
     dataset = build_dataset(make_cfg(), role="train")
+    capfd.readouterr()  # MMSeg's own log of what it loaded
     check(dataset)
     assert capfd.readouterr().err == ""
     validate_annotations(dataset, num_classes=11, rank=0, world_size=1, threads=1, progress=True)
@@ -44,7 +46,8 @@ def test_ids_outside_the_classes_name_file_and_ids(make_cfg: MakeCfg, folder: Pa
     assert str(caught.value) == (
         "1 of 7 images can't be used with 11 classes:\n"
         f"  annotation {path}: ids 11, 254 are outside the classes 0..10 (255 is ignored)\n"
-        "Replace or remove these files, or correct num_classes and reduce_zero_label."
+        "Ids in these files must be rewritten as the numbers of the classes, in the order of `classes`, or as 255 for "
+        "pixels that don't count; or correct `classes`, num_classes and reduce_zero_label."
     )
     with pytest.raises(DataError, match=r"ids 254 are outside the classes 0\.\.11"):
         check(dataset, num_classes=12)
@@ -70,8 +73,12 @@ def test_ids_that_uint8_would_wrap(make_cfg: MakeCfg, folder: Path) -> None:
 
 
 def test_annotation_in_colour(make_cfg: MakeCfg, folder: Path) -> None:
-    write_label(folder, 0, np.zeros((44, 60, 3), np.uint8))
-    with pytest.raises(DataError, match=r"street_0\.png: 3 channels, but class ids take one"):
+    label = np.zeros((44, 60, 3), np.uint8)
+    label[0, 0] = (128, 64, 128)
+    write_label(folder, 0, label)
+    with pytest.raises(
+        DataError, match=r"street_0\.png: 3 channels: 2 colours in place of .*\n.*'Masks in colour', sho"
+    ):
         check(build_dataset(make_cfg(), role="train"))
 
 
@@ -179,3 +186,38 @@ def test_uncompressed_formats_are_decoded(make_cfg: MakeCfg, folder: Path) -> No
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"street_2\.bmp \(\d+ bytes\): truncated"):
         check(dataset)
+
+
+@pytest.mark.parametrize(
+    ("ids", "reduced", "cure"),
+    [
+        ((1, 2, 3), False, "Ids run from 1 to 3, and 0 never occurs"),
+        (
+            (0, 1, 2, 3),
+            False,
+            "the class count is off by one. If every id is a class, name the missing one in `classes`",
+        ),
+        ((0, 1, 2, 3, 4), True, "the class count is off by one"),
+    ],
+)
+def test_the_cure_of_a_wrong_class_count(
+    make_cfg: MakeCfg, folder: Path, ids: tuple[int, ...], reduced: bool, cure: str
+) -> None:
+    for index in range(7):
+        write_label(folder, index, np.resize(np.array(ids, np.uint8), (44, 60)))
+    cfg = make_cfg(type="FoldersDataset", classes=["a", "b", "c"], reduce_zero_label=reduced)
+    with pytest.raises(DataError) as caught:
+        check(build_dataset(cfg, role="train"), num_classes=3)
+    assert str(caught.value).splitlines()[-1].startswith(("Ids run up to", "Ids run from"))
+    assert cure in str(caught.value)
+
+
+def test_annotations_are_decoded_as_the_pipeline_does(make_cfg: MakeCfg) -> None:
+    assert describe_pairs(build_dataset(make_cfg(), role="train"), 11)[0].decoder == "pillow"
+    pipeline = [
+        {**step, **({"imdecode_backend": "cv2"} if step["type"] == "LoadAnnotations" else {})}
+        for step in make_cfg()["pipeline"]
+    ]
+    assert describe_pairs(build_dataset(make_cfg(pipeline=pipeline), role="train"), 11)[0].decoder == "cv2"
+    cfg = make_cfg("val", gt_seg_map_loader_cfg={"imdecode_backend": "tifffile"})
+    assert describe_pairs(build_dataset(cfg, role="val"), 11)[0].decoder == "tifffile"

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from ds_seg.config import OptimizerSettings
-from ds_seg.engine.groups import build_param_groups, format_groups, layer_id
+from ds_seg.engine.groups import build_param_groups, describe_layers, format_groups, layer_id
 from ds_seg.models import InternViT, build_heads
 
 DEPTH = 3
@@ -97,4 +97,25 @@ def test_the_shape_before_sharding_decides_about_decay():
 
 def test_table_shows_layers_rates_and_counts(named):
     table = format_groups(build_param_groups(named, DEPTH, settings()))
-    assert "block 2" in table and "5.000e-04" in table and "heads, other" in table
+    assert "block 2" in table and "5.000e-04" in table and "heads" in table
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["backbone.pos_embed", "backbone.blocks.0.ls1.gamma"], "embeddings, block 0"),
+        (["backbone.blocks.2.ls1.gamma", "backbone.blocks.0.ls1.gamma", "backbone.norm.bias"], "block 0, block 2, "),
+        ([f"backbone.blocks.{i}.ls1.gamma" for i in (0, 1, 2)], "blocks 0-2"),
+        (["backbone.norm.bias", "decode_head.norm.bias"], "final layers, heads"),
+        (["auxiliary_heads.0.norm.bias"], "heads"),
+    ],
+)
+def test_a_group_tells_which_layers_are_in_it(names, text):
+    assert describe_layers(names, DEPTH).startswith(text)
+
+
+@pytest.mark.parametrize("rate", [None, 1.0])
+def test_layers_of_equal_rate_and_decay_share_a_group(named, rate):
+    groups = build_param_groups(named, DEPTH, settings(layer_decay_rate=rate))
+    assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.05]
+    assert all(group["layers"] == f"embeddings, blocks 0-{DEPTH - 1}, heads" for group in groups)

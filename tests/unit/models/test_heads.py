@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
-from ds_seg import openmmlab
 from ds_seg.errors import ConfigError
-from ds_seg.models import InternViT, build_heads, validate_head_channels
+from ds_seg.models import FCNHead, InternViT, SyncBatchNorm, build_heads
+from ds_seg.openmmlab import MissingOperatorError
+
+from mmseg.models.builder import HEADS  # isort: skip
 
 LOSS = {"type": "CrossEntropyLoss", "avg_non_ignore": True}
 FCN = {
@@ -18,6 +23,8 @@ FCN = {
     "loss_decode": LOSS,
 }
 AUXILIARY = {**FCN, "in_index": 0, "with_norm": False, "loss_decode": {**LOSS, "loss_weight": 0.4}}
+OCR = {**FCN, "type": "OCRHead", "ocr_channels": 4, "norm_cfg": {"type": "BN"}}
+del OCR["num_convs"], OCR["with_norm"]
 LABELS = torch.randint(0, 5, (2, 1, 16, 16), generator=torch.Generator().manual_seed(0))
 
 
@@ -93,8 +100,13 @@ def test_a_list_of_losses_is_summed_over_means():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({}, "model.decode_head must be one dict with a type.*got NoneType"),
-        ({"decode_head": [FCN, FCN]}, "got list. Cascades of heads are not supported"),
+        ({}, "model.decode_head is missing: give a dict with a type"),
+        ({"decode_head": "FCNHead"}, "model.decode_head can't be built: .*cfg must be a dict"),
+        ({"decode_head": [FCN, FCN]}, r"model.decode_head\[1\] is FCNHead, which can't follow another.*Cascade"),
+        ({"decode_head": OCR}, "model.decode_head is OCRHead, which can't stand first or alone.*CascadeEncoderDecoder"),
+        ({"decode_head": FCN, "auxiliary_head": OCR}, "model.auxiliary_head is OCRHead, which can't stand"),
+        ({"decode_head": {**FCN, "type": "DPTHead"}}, "model.decode_head.type is DPTHead.*class token.*Choose another"),
+        ({"decode_head": {**FCN, "in_index": [1]}}, "decode_head can't be built: FCNHead: assert isinstance.in_index"),
         ({"decode_head": FCN, "neck": {"type": "FPN"}}, "model.neck is not supported.*with_fpn=True"),
         ({"decode_head": {**FCN, "type": "NoHead"}}, "model.decode_head can't be built: .*NoHead"),
         ({"decode_head": {**FCN, "colour": 1}}, "model.decode_head can't be built: .*colour"),
@@ -109,52 +121,50 @@ def test_configs_that_cannot_be_built(model, message):
         build_heads(model)
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        FCN,
-        {**FCN, "in_index": 1},
-        {**FCN, "in_channels": [8, 8], "in_index": [0, 1], "input_transform": "resize_concat", "channels": 16},
-        {**FCN, "in_channels": (8, 8), "in_index": (0, -1), "input_transform": "multiple_select"},
-    ],
-)
-def test_fitting_channels_pass(head):
-    validate_head_channels({"decode_head": head, "auxiliary_head": AUXILIARY}, [8, 8])
+@HEADS.register_module()
+class EagerHead(FCNHead):
+    """A head that calls an operator when it is built."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        raise MissingOperatorError("mmcv operator 'eager' was called")
 
 
-@pytest.mark.parametrize(
-    ("model", "messages"),
-    [
-        (
-            {"decode_head": {**FCN, "in_channels": 16, "channels": 16}},
-            [
-                r"model.decode_head.in_channels is 16, but .* map -1 has 8 channels",
-                "decode_head.in_channels=8 and channels",
-            ],
-        ),
-        ({"decode_head": {**FCN, "in_index": 2}}, [r"model.decode_head.in_index names map 2, but .* puts out 2"]),
-        (
-            {"decode_head": {**FCN, "in_channels": [8, 4], "in_index": [0, 1], "input_transform": "resize_concat"}},
-            [r"in_channels is \[8, 4\], but the backbone's map \[0, 1\] has \[8, 8\]"],
-        ),
-        (
-            {"decode_head": {**FCN, "in_channels": 4}, "auxiliary_head": [AUXILIARY, {**AUXILIARY, "in_channels": 3}]},
-            ["model.decode_head.in_channels is 4", r"model.auxiliary_head\[1\].in_channels is 3"],
-        ),
-    ],
-)
-def test_channels_that_do_not_fit_are_named(model, messages):
-    for message in messages:
-        with pytest.raises(ConfigError, match=message):
-            validate_head_channels(model, [8, 8])
+def test_an_operator_that_is_missing_while_building_names_the_field():
+    with pytest.raises(ConfigError, match=r"^model.auxiliary_head\[0\]: .*operator 'eager' was called"):
+        build_heads({"decode_head": FCN, "auxiliary_head": [{**FCN, "type": "EagerHead"}]})
 
 
-@pytest.mark.skipif(openmmlab.has_compiled_ops(), reason="mmcv has its operators here")
-def test_a_head_that_needs_a_missing_operator_says_so():
-    psa = {"type": "PSAHead", "in_channels": 8, "channels": 8, "num_classes": 5, "loss_decode": LOSS}
-    heads = build_heads({"decode_head": {**psa, "mask_size": (4, 4), "norm_cfg": {"type": "BN"}}})
-    with pytest.raises(RuntimeError, match=r"operator 'psamask_forward' was called.*no compiled operators.*MMCV_WITH"):
-        heads.losses(make_features(), [], LABELS)
+def test_batchnorm_of_any_name_becomes_syncbatchnorm_with_its_own_tensors():
+    """Rejects statistics of one rank alone, and a norm that forgets how it was initialised."""
+    heads = build_heads({"decode_head": [{**FCN, "num_convs": 1, "norm_cfg": {"type": "BN", "eps": 1e-3}}, OCR]})
+    norms = [module for module in heads.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) > 5 and all(type(norm) is SyncBatchNorm for norm in norms)
+    first = heads.decode_head[0].convs[0]
+    assert first.norm is first.bn and first.norm.eps == 1e-3
+    assert set(dict(first.bn.named_parameters())) == {"weight", "bias"} and (first.bn.weight == 1).all()
+    assert set(dict(first.bn.named_buffers())) == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_a_config_is_not_changed_by_building():
+    """K-Net's head takes keys out of nested dicts, so that a second build would differ from the first."""
+    update = {"type": "KernelUpdateHead", "num_classes": 5, "num_heads": 2, "in_channels": 8, "out_channels": 8}
+    shape = {"in_channels": 8, "feat_channels": 8, "out_channels": 8}
+    update |= {"feat_transform_cfg": {"kernel_size": 1, "act_cfg": None}}
+    update |= {"kernel_updator_cfg": {"type": "KernelUpdator", **shape}}
+    knet = {"type": "IterativeDecodeHead", "num_stages": 1, "kernel_generate_head": FCN}
+    model = {"decode_head": {**knet, "kernel_update_head": [update]}}
+    before = copy.deepcopy(model)
+    heads = build_heads(model)
+    assert model == before
+    assert heads.eval().logits(make_features()).shape == (2, 5, 4, 4)
+    assert (heads.num_classes, heads.threshold) == (5, 0.3)
+
+
+def test_the_threshold_is_that_of_the_head_that_predicts():
+    one_channel = {**FCN, "num_classes": 2, "out_channels": 1}
+    assert build_heads({"decode_head": {**one_channel, "threshold": 0.4}}).threshold == 0.4
+    assert build_heads({"decode_head": one_channel}).threshold == 0.3
 
 
 def test_backbone_and_head_train_one_step():

@@ -1,18 +1,18 @@
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import re
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from ds_seg.errors import WeightsError
-from ds_seg.models import InternViT, load_backbone_weights
-from ds_seg.models.load_weights import summarise_names
+from ds_seg.models import InternViT, load_backbone_weights, weight_shapes
+from ds_seg.models.load_weights import format_rate, summarise_names
+from ds_seg.models.weight_dialects import TRUNK
+from pretrained import find_dinov2_small
 
 TINY = {"embed_dim": 16, "num_heads": 2, "depth": 2, "patch_size": 4, "img_size": 16, "out_indices": [0, 1]}
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # FP32, features of size 3 to 6; measured 0 against transformers 5.23
 
 
 def build(seed=0, **overrides):
@@ -45,48 +45,30 @@ def randomise(module):
     return module.eval()
 
 
-def check_features(ours, theirs, hidden_size_px=(24, 40), norm=None):
-    """Compare our taps with transformers' hidden states on a non-square image."""
-    images = torch.randn(2, 3, *hidden_size_px)
-    with torch.no_grad():
-        states = theirs(pixel_values=images, output_hidden_states=True).hidden_states[1:]
-        features = ours(images)
-    for feature, state in zip(features, states, strict=True):
-        state = norm(state) if norm else state
-        wanted = state[:, 1:].transpose(1, 2).unflatten(2, (hidden_size_px[0] // 4, hidden_size_px[1] // 4))
-        torch.testing.assert_close(feature, wanted, **TOLERANCE)
+def check_same_weights(first, second):
+    for (name, got), wanted in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0, msg=name)
 
 
-@pytest.fixture(scope="module")
-def dinov2(tmp_path_factory):
+@pytest.mark.parametrize("output_norm", [True, False])
+def test_both_spellings_of_dinov2_arrive_as_the_same_weights(tmp_path, output_norm):
+    """The one that transformers 5 saves and the one that it uses itself; tests/parity holds what they compute."""
     transformers = pytest.importorskip("transformers")
     config = transformers.Dinov2Config(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=4, image_size=16
     )
-    theirs, folder = randomise(transformers.Dinov2Model(config)), tmp_path_factory.mktemp("dinov2")
-    theirs.save_pretrained(folder)
-    return theirs, folder / "model.safetensors"
-
-
-@pytest.mark.parametrize("output_norm", [True, False])
-def test_dinov2_features_equal_those_of_transformers(dinov2, output_norm):
-    theirs, path = dinov2
-    ours = build(norm="layer", qkv_bias=True, qk_normalization=False, output_norm=output_norm)
-    with torch.no_grad(), pytest.raises(AssertionError, match="not close"):
-        check_features(ours, theirs, norm=theirs.layernorm if output_norm else None)
-    report = load(ours, path)
-    check_features(ours, theirs, norm=theirs.layernorm if output_norm else None)
-    assert report.dialect == "HuggingFace Dinov2Model"
-    assert report.ignored == ["embeddings.mask_token"] + ([] if output_norm else ["layernorm.bias", "layernorm.weight"])
-    assert report.parameters == sum(p.numel() for p in ours.parameters())
-
-
-def test_dinov2_state_dict_saved_by_transformers_5(dinov2, tmp_path):
-    theirs, _ = dinov2
+    theirs = randomise(transformers.Dinov2Model(config))
+    theirs.save_pretrained(tmp_path)
     torch.save(theirs.state_dict(), tmp_path / "w.bin")
-    ours = build(norm="layer", qkv_bias=True, qk_normalization=False, output_norm=True)
-    load(ours, tmp_path / "w.bin")
-    check_features(ours, theirs, norm=theirs.layernorm)
+    arguments = {"norm": "layer", "qkv_bias": True, "qk_normalization": False, "output_norm": output_norm}
+    first, second = build(**arguments), build(seed=1, **arguments)
+    for ours, name in ((first, "model.safetensors"), (second, "w.bin")):
+        report = load(ours, tmp_path / name)
+        assert report.dialect == "HuggingFace Dinov2Model"
+        unused = [] if output_norm else ["layernorm.bias", "layernorm.weight"]
+        assert report.ignored == ["embeddings.mask_token", *unused]
+        assert report.parameters == sum(p.numel() for p in ours.parameters())
+    check_same_weights(first, second)
 
 
 def build_internvl(kind):
@@ -135,22 +117,50 @@ def rename_to_intern_vision(state):
 
 
 @pytest.mark.parametrize("kind", ["6B", "300M"])
-@pytest.mark.parametrize("dialect", ["native", "published", "chat"])
-def test_internvl_features_equal_those_of_transformers(tmp_path, kind, dialect):
-    theirs = build_internvl(kind)
-    path = tmp_path / "w.safetensors"
-    state = theirs.state_dict()
-    if dialect != "native":
-        state = rename_to_intern_vision(state)
-    if dialect == "chat":
-        state = {"vision_model." + name: value for name, value in state.items()}
-        state |= {"language_model.lm_head.weight": torch.ones(2), "mlp1.0.weight": torch.ones(2)}
-    save_file(state, path)
+@pytest.mark.parametrize("prefix", ["", "vision_model."])
+def test_every_naming_of_internvl_arrives_as_the_same_weights(tmp_path, kind, prefix):
+    """That of transformers, of InternVL and of its chat models; tests/parity holds what they compute."""
+    native = build_internvl(kind).state_dict()
+    published = {prefix + name: value for name, value in rename_to_intern_vision(native).items()}
+    language = {"language_model.lm_head.weight": torch.ones(2), "mlp1.0.weight": torch.ones(2)} if prefix else {}
     six = kind == "6B"
-    ours = build(norm="rms" if six else "layer", qkv_bias=not six, qk_normalization=six)
-    report = load(ours, path)
-    check_features(ours, theirs)
-    assert report.ignored == (["language_model.lm_head.weight", "mlp1.0.weight"] if dialect == "chat" else [])
+    arguments = {"norm": "rms" if six else "layer", "qkv_bias": not six, "qk_normalization": six}
+    first, second = build(**arguments), build(seed=1, **arguments)
+    save_file(native, tmp_path / "native.safetensors")
+    save_file(published | language, tmp_path / "published.safetensors")
+    assert load(first, tmp_path / "native.safetensors").ignored == []
+    assert load(second, tmp_path / "published.safetensors").ignored == list(language)
+    check_same_weights(first, second)
+
+
+def test_a_chat_model_of_transformers_leaves_its_language_model(tmp_path):
+    """As it is saved, in shards between which projections are torn apart, and as its own state dict says it."""
+    transformers = pytest.importorskip("transformers")
+    vision = build_internvl("6B").config.to_dict()
+    text = {"model_type": "qwen2", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"num_key_value_heads": 1, "intermediate_size": 16, "vocab_size": 32}
+    config = transformers.InternVLConfig(vision_config=vision, text_config=text)
+    chat = randomise(transformers.InternVLForConditionalGeneration(config))
+    chat.save_pretrained(tmp_path, max_shard_size="12KB")
+    torch.save(chat.state_dict(), tmp_path / "w.bin")
+    first, second = build(), build(seed=1)
+    saved = load(first, tmp_path)
+    assert saved.dialect == "transformers InternVLVisionModel (-hf)"
+    own = load(second, tmp_path / "w.bin")
+    assert {name.partition(".")[0] for name in saved.ignored} == {"language_model", "multi_modal_projector"}
+    assert (
+        own.ignored_parameters
+        >= saved.ignored_parameters
+        == sum(
+            parameter.numel()
+            for name, parameter in chat.named_parameters()
+            if "vision_tower" not in name and "lm_head" not in name
+        )
+    )
+    check_same_weights(first, second)
+    torch.testing.assert_close(
+        first.blocks[1].attn.qkv.weight[16:32], chat.model.vision_tower.encoder.layer[1].attention.k_proj.weight
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
@@ -183,6 +193,34 @@ def test_position_table_is_resized_in_fp32(tmp_path):
     torch.testing.assert_close(target(images)[1], source.float()(images)[1], rtol=1e-5, atol=1e-6)
 
 
+def test_patch_embedding_is_resized(tmp_path):
+    source, target = build().bfloat16(), build(seed=1, patch_size=8, img_size=32)
+    report = load(target, save(source, tmp_path / "w.pth"))
+    assert report.resized_patch == (4, 8)
+    assert report.resized_positions is None
+    assert "patches       resized 4 x 4 -> 8 x 8 px, pseudo-inverse" in report.table()
+    images = torch.randn(1, 3, 16, 16)
+    enlarged = torch.nn.functional.interpolate(  # patch by patch
+        images.unfold(2, 4, 4).unfold(3, 4, 4).reshape(-1, 1, 4, 4), size=(8, 8), mode="bicubic", antialias=True
+    )
+    enlarged = enlarged.view(1, 3, 4, 4, 8, 8).permute(0, 1, 2, 4, 3, 5).reshape(1, 3, 32, 32)
+    got, wanted = target(enlarged)[1], source.float()(images)[1]
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)  # measured 2e-6
+
+
+def test_a_pyramid_alone_completes_a_trunk(tmp_path):
+    pyramid = {"with_fpn": True, "depth": 4, "out_indices": [0, 1, 2, 3]}
+    source, target = build(**pyramid), build(seed=1, **pyramid)
+    before = target.pos_embed.clone()
+    part = {f"backbone.{k}": v for k, v in source.state_dict().items() if k.startswith("up")}
+    torch.save(part, tmp_path / "w.pth")
+    report = load(target, tmp_path / "w.pth", expected_missing=TRUNK)
+    assert report.tensors == len(part)
+    assert report.release == "no whole backbone"
+    check_same_weights(target.up1, source.up1)
+    torch.testing.assert_close(target.pos_embed, before)
+
+
 def test_pyramid_may_be_absent_but_not_half(tmp_path):
     pyramid = {"with_fpn": True, "depth": 4, "out_indices": [0, 1, 2, 3]}
     source, target = build(depth=4), build(seed=1, **pyramid)
@@ -207,7 +245,9 @@ def test_pyramid_may_be_absent_but_not_half(tmp_path):
         ({"output_norm": True}, r"1 parameters that the file lacks \(norm\.weight\)"),
         ({"mlp_ratio": 2}, r"fc1.weight is \[64, 16\] in the file and \[32, 16\] in the backbone.*check embed_dim"),
         ({"embed_dim": 8}, r"cls_token is \[1, 1, 16\] .* and 26 more"),
-        ({"patch_size": 8}, r"patch_embed.proj.weight is \[16, 3, 4, 4\] .*patch_size"),
+        ({"in_chans": 1}, r"patch_embed.proj.weight is \[16, 3, 4, 4\] .*in_chans"),
+        ({"depth": 3}, r"depth is 2 in the file and 3 in the config; the backbone has"),
+        ({"qkv_bias": True}, r"qkv_bias is False in the file and True in the config; the backbone has"),
     ],
 )
 def test_a_file_of_another_model_is_named_and_writes_nothing(tmp_path, overrides, message):
@@ -217,6 +257,44 @@ def test_a_file_of_another_model_is_named_and_writes_nothing(tmp_path, overrides
         load(target, path)
     for name, value in target.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_a_file_of_another_release_names_the_config_that_fits(tmp_path, monkeypatch):
+    monkeypatch.setattr(weight_shapes, "CONFIGS_ROOT", tmp_path)
+    weight_shapes._read_shipped.cache_clear()
+    (tmp_path / "models").mkdir()
+    for depth, size_px in ((2, 16), (3, 16), (3, 32)):
+        backbone = {**TINY, "type": "InternViT6B", "depth": depth, "pretrain_size": size_px}
+        text = f"model = dict(backbone={backbone!r})"
+        (tmp_path / "models" / f"depth{depth}_{size_px}.py").write_text(text)
+    path = save(build(depth=3), tmp_path / "w.pth")
+    with pytest.raises(
+        WeightsError, match=r"The file fits ds_configs/models/depth3_16\.py: use it as the config's base"
+    ):
+        load(build(), path)
+    report = load(build(depth=3), save(build(depth=3, img_size=32), path))
+    assert report.release == "3 blocks of 16 channels, positions for 32 px; ds_configs/models/depth3_32.py"
+    assert report.image_px == 32
+    with pytest.raises(WeightsError, match=r"fits ds_configs/models/depth3_16\.py or ds_configs/models/depth3_32\.py"):
+        load(build(), save(build(depth=3, img_size=24), path))
+    with pytest.raises(WeightsError, match=r"embed_dim is 16 in the file.*in model\.backbone\.$"):
+        load(build(embed_dim=8), save(build(depth=2, qkv_bias=True), path), expected_unexpected=["*qkv.bias"])
+    weight_shapes._read_shipped.cache_clear()
+
+
+def test_what_others_use_is_neither_ignored_nor_asked_for(tmp_path):
+    path = save(build(), tmp_path / "w.pth", **{"decode_head.conv_seg.weight": torch.ones(3, 4), "odd": torch.ones(1)})
+    report = load(build(), path, used_elsewhere=["odd"])
+    assert report.ignored == ["decode_head.conv_seg.weight"]
+    assert "ignored       1 tensors, 12 parameters: decode_head.conv_seg.weight" in report.table()
+
+
+def test_the_report_tells_bytes_and_their_rate(tmp_path):
+    report = load(build(), save(build(), tmp_path / "w.pth"))
+    assert report.bytes == 4 * report.parameters
+    assert report.seconds > 0
+    assert re.search(r"read +0\.0 MiB in \d+\.\d s, \d+ MiB/s", report.table())
+    assert format_rate(3 << 20, 2.0) == "3.0 MiB in 2.0 s, 2 MiB/s"
 
 
 def test_expectations_of_the_caller(tmp_path):
@@ -248,9 +326,8 @@ def test_names_are_summarised():
     assert summarise_names([f"{letter}.weight" for letter in "abcdefghij"]).endswith(", and 2 more kinds")
 
 
-@pytest.mark.skipif("DINOV2_SMALL_FILE" not in os.environ, reason="DINOV2_SMALL_FILE names no real DINOv2-S/14 file")
-def test_a_real_dinov2_small_file_loads():
-    path = Path(os.environ["DINOV2_SMALL_FILE"])
+def test_a_real_dinov2_small_file_loads(pytestconfig):
+    path = find_dinov2_small(pytestconfig)
     shape = {"embed_dim": 384, "depth": 12, "num_heads": 6, "patch_size": 14, "img_size": 252, "out_indices": [11]}
     model = build(**shape, norm="layer", qkv_bias=True, qk_normalization=False, init_values=1.0, output_norm=True)
     report = load(model, path)

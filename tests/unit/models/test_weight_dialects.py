@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ds_seg.errors import WeightsError
-from ds_seg.models.weight_dialects import translate_names
+from ds_seg.models.weight_dialects import holds_pyramid, holds_trunk, translate_head_names, translate_names
 
 MMSEG = ["cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.ls1.gamma"]
 
@@ -47,6 +47,73 @@ def test_chat_models_leave_their_language_model():
     assert translation.is_expected_leftover("odd", ["o?d"])
 
 
+@pytest.mark.parametrize("prefix", ["", "vision_tower.", "model.vision_tower."])
+def test_transformers_native_internvl(prefix):
+    pairs = {
+        "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+        "embeddings.cls_token": "cls_token",
+        "embeddings.position_embeddings": "pos_embed",
+        "encoder.layer.7.attention.projection_layer.bias": "blocks.7.attn.proj.bias",
+        "encoder.layer.7.attention.q_norm.weight": "blocks.7.attn.q_norm.weight",
+        "encoder.layer.7.layernorm_before.weight": "blocks.7.norm1.weight",
+        "encoder.layer.7.layernorm_after.bias": "blocks.7.norm2.bias",
+        "encoder.layer.7.lambda_1": "blocks.7.ls1.gamma",
+        "encoder.layer.7.lambda_2": "blocks.7.ls2.gamma",
+        "encoder.layer.7.mlp.fc2.weight": "blocks.7.mlp.fc2.weight",
+    }
+    qkv = [f"{prefix}encoder.layer.7.attention.{part}_proj.weight" for part in "qkv"]
+    others = ["lm_head.weight", "model.language_model.norm.weight", "model.multi_modal_projector.linear_1.bias"]
+    translation = translate_names([*(prefix + name for name in pairs), *reversed(qkv), *others])
+    assert translation.sources.pop("blocks.7.attn.qkv.weight") == tuple(qkv)
+    assert translation.sources == {ours: (prefix + theirs,) for theirs, ours in pairs.items()}
+    assert translation.leftovers == others
+    assert all(translation.is_expected_leftover(name) for name in others)
+
+
+@pytest.mark.parametrize(
+    ("mark", "others"),
+    [
+        (
+            "vision_model.encoder.layers.0.attn.qkv.weight",
+            ["qllama.model.norm.weight", "query_tokens", "itm_head.bias"],
+        ),
+        ("vision_model.encoder.layers.0.attn.qkv.weight", ["clip_projector2.norm1_k.weight", "logit_scale"]),
+        ("model.vision_tower.vision_tower.encoder.layers.0.attn.qkv.weight", ["model.layers.0.mlp.up_proj.weight"]),
+        ("model.vision_tower.vision_tower.encoder.layers.0.attn.qkv.weight", ["model.mm_projector.0.weight"]),
+    ],
+)
+def test_older_chat_models_leave_the_rest_of_them(mark, others):
+    translation = translate_names([mark, *others])
+    assert translation.leftovers == others
+    assert all(translation.is_expected_leftover(name) for name in others)
+
+
+def test_heads_of_a_segmentor():
+    names = ["backbone.cls_token", "decode_head.conv_seg.weight", "module.auxiliary_head.convs.0.bn.bias"]
+    assert translate_head_names(names) == {
+        "decode_head.conv_seg.weight": "decode_head.conv_seg.weight",
+        "auxiliary_heads.0.convs.0.bn.bias": "module.auxiliary_head.convs.0.bn.bias",
+    }
+    assert translate_head_names(["auxiliary_head.1.conv_seg.bias", "decode_head.0.conv_seg.bias"]) == {
+        "auxiliary_heads.1.conv_seg.bias": "auxiliary_head.1.conv_seg.bias",
+        "decode_head.0.conv_seg.bias": "decode_head.0.conv_seg.bias",
+    }
+
+
+@pytest.mark.parametrize("mark", ["blocks.0.attn.qkv.weight", "encoder.layers.0.attn.qkv.weight"])
+def test_a_pyramid_goes_with_every_naming(mark):
+    names = ["backbone." + mark, "backbone.up1.0.weight"]
+    translation = translate_names(names)
+    assert translation.sources["up1.0.weight"] == ("backbone.up1.0.weight",)
+    assert holds_trunk(names) and holds_pyramid(names)
+
+
+def test_a_pyramid_alone():
+    names = ["backbone.up1.0.weight", "backbone.up2.0.bias"]
+    assert translate_names(names).sources == {name.removeprefix("backbone."): (name,) for name in names}
+    assert holds_pyramid(names) and not holds_trunk(names)
+
+
 @pytest.mark.parametrize("kind", ["weight", "bias"])
 def test_dinov2_projections_are_joined_in_order(kind):
     parts = [f"encoder.layer.3.attention.attention.{name}.{kind}" for name in ("value", "key", "query")]
@@ -81,9 +148,10 @@ def test_an_incomplete_projection_stays_a_leftover():
 
 
 def test_a_whole_segmentor_leaves_its_heads():
-    translation = translate_names(["backbone.blocks.0.attn.qkv.weight", "decode_head.conv_seg.weight"])
-    assert translation.leftovers == ["decode_head.conv_seg.weight"]
-    assert translation.is_expected_leftover("decode_head.conv_seg.weight")
+    heads = ["decode_head.conv_seg.weight", "module.auxiliary_head.0.bias", "ema_backbone_pos_embed"]
+    translation = translate_names(["backbone.blocks.0.attn.qkv.weight", *heads])
+    assert translation.leftovers == heads
+    assert all(translation.is_expected_leftover(name) for name in heads)
 
 
 @pytest.mark.parametrize(

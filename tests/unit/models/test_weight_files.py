@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from ds_seg.errors import WeightsError
-from ds_seg.models.weight_files import WeightFiles
+from ds_seg.models.weight_files import TensorEntry, WeightFiles, is_weight_path
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(4).bfloat16()}
 
@@ -50,6 +51,64 @@ def test_shards(tmp_path, name):
         WeightsError, match=r"names shards that are not beside it: \['model-1\.safetensors'\]\. Download"
     ):
         WeightFiles(tmp_path / name)
+
+
+def test_pickled_shards_are_opened_one_at_a_time(tmp_path, monkeypatch):
+    for i, (key, value) in enumerate(STATE.items()):
+        torch.save({key: value}, tmp_path / f"pytorch_model-{i}.bin")
+    index = {"weight_map": {key: f"pytorch_model-{i}.bin" for i, key in enumerate(STATE)}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    files = WeightFiles(tmp_path)
+    loads, load = [], torch.load
+    monkeypatch.setattr(
+        torch, "load", lambda path, **options: loads.append((path.name, options)) or load(path, **options)
+    )
+    for name in ("a.weight", "a.weight", "b", "b", "a.weight"):
+        files.read(name)
+    assert [name for name, _ in loads] == [f"pytorch_model-{i}.bin" for i in (0, 1, 0)]
+    assert all(options["weights_only"] and options["mmap"] for _, options in loads)
+    files.close()
+    assert files._opened is None
+    assert files.entries["b"] == TensorEntry(tmp_path / "pytorch_model-1.bin", (4,), 8)
+
+
+def test_an_index_of_another_version_is_refused(tmp_path):
+    save_file(STATE, tmp_path / "1.safetensors")
+    index = {"weight_map": dict.fromkeys([*STATE, "c", "d"], "1.safetensors")}
+    (tmp_path / "w.index.json").write_text(json.dumps(index))
+    with pytest.raises(WeightsError, match=r"names 2 tensors that its shards lack \(c, d\)\. .*download them together"):
+        WeightFiles(tmp_path / "w.index.json")
+
+
+def test_bytes_of_every_kind_of_number(tmp_path):
+    kinds = (torch.float8_e4m3fn, torch.bfloat16, torch.float32, torch.int64, torch.bool)
+    state = {str(kind): torch.ones(3).to(kind) for kind in kinds}
+    save_file(state, tmp_path / "w.safetensors")
+    entries = WeightFiles(tmp_path / "w.safetensors").entries
+    assert [entries[name].bytes for name in state] == [3, 6, 12, 24, 3]
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_scores_and_classes_beside_the_weights(tmp_path, monkeypatch, module):
+    """MMCV's meta, as written under either name that numpy had for its own constructor."""
+    for constructor in (np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]):
+        monkeypatch.setattr(constructor, "__module__", module, raising=False)
+    meta = {"CLASSES": ("road", "sky"), "PALETTE": np.zeros((2, 3), np.uint8), "best_score": np.float64(0.5)}
+    torch.save({"meta": meta, "state_dict": STATE}, tmp_path / "w.pth")
+    assert module.encode() in (tmp_path / "w.pth").read_bytes()
+    files = WeightFiles(tmp_path / "w.pth")
+    check_holds_state(files)
+    assert files.classes == ("road", "sky")
+    save_file(STATE, tmp_path / "w.safetensors", metadata={"CLASSES": '["road", "sky"]'})
+    assert WeightFiles(tmp_path / "w.safetensors").classes == ("road", "sky")
+
+
+def test_what_counts_as_a_weight_file(tmp_path):
+    assert not is_weight_path(tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    assert is_weight_path(tmp_path)
+    assert is_weight_path(tmp_path / "absent.pth")
+    assert not is_weight_path(tmp_path / "absent")
 
 
 def test_a_folder_with_one_file(tmp_path):

@@ -1,0 +1,217 @@
+"""Whole segmentation models, backbone and heads, from one weight file: InternVL's and MMSegmentation's releases.
+
+A release of a frozen backbone may hold the heads alone, with or without the pyramid of `with_fpn`. The trunk then
+comes from the file that the config names as pretrained.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ds_seg import distributed
+from ds_seg.errors import WeightsError
+from ds_seg.models.load_weights import Log, WeightReport, format_rows, load_backbone_weights, summarise_names
+from ds_seg.models.weight_dialects import TRUNK, holds_pyramid, holds_trunk, translate_head_names
+from ds_seg.models.weight_files import WeightFiles
+
+_MAY_BE_ABSENT = ".num_batches_tracked"
+"""A counter of BatchNorm that nothing here reads; files from before torch 0.4.1 lack it."""
+_PARTS = {"decode_head": "decode_head", "auxiliary_heads": "auxiliary_head"}
+"""Our modules -> their field in a config."""
+
+
+@dataclass(frozen=True)
+class HeadReport:
+    """What a weight file gave to the heads.
+
+    Args:
+        tensors: parameters and buffers that were written.
+        parameters: their numbers in all.
+        classes: names of the classes, where the file tells them.
+        left_initial: why parts of the heads keep their initial values; empty where none does.
+        ignored: names of heads in the file that the config has not.
+    """
+
+    tensors: int
+    parameters: int
+    classes: tuple[str, ...]
+    left_initial: list[str]
+    ignored: list[str]
+
+    def table(self) -> str:
+        """The report as a few lines of text."""
+        rows = [("heads", f"{self.tensors} tensors, {self.parameters:,} numbers")]
+        if self.classes:
+            rows.append(("classes", _describe_classes(self.classes)))
+        rows += [("left initial", reason) for reason in self.left_initial]
+        if self.ignored:
+            rows.append(("ignored", summarise_names(self.ignored)))
+        return format_rows(rows)
+
+
+@dataclass
+class _HeadPlan:
+    sources: dict[str, str] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    heads: _HeadPlan
+    report: HeadReport
+    trunk: bool
+    pyramid: bool
+    used_by_heads: frozenset[str]
+
+
+def load_segmentor_weights(
+    backbone: nn.Module,
+    heads: nn.Module,
+    path: str | Path,
+    *,
+    trunk_path: str | Path | None,
+    needs_head: bool,
+    log: Log = print,
+) -> tuple[WeightReport, HeadReport]:
+    """Load a weight file that may hold a backbone, heads, or both; a collective over all ranks.
+
+    Heads that the file has not, or that don't fit, are an error where they are needed. Else they keep their initial
+    values: all of a head with other tensors, and of one with the same tensors those of other shapes.
+
+    Args:
+        backbone: an InternViT, partitioned or not.
+        heads: the heads, the same on every rank, on any device.
+        path: the weight file (see `WeightFiles`).
+        trunk_path: weight file of the backbone, for files that have none.
+        needs_head: whether the decode head must come from the file, as for a prediction.
+        log: gets both reports as text, on global rank 0.
+
+    Returns:
+        What the backbone, and what the heads were given.
+
+    Raises:
+        WeightsError: the file, or that of the trunk, is missing, unreadable or doesn't fit; on every rank alike.
+    """
+    opened: list[WeightFiles] = []
+
+    def make_plan() -> _Plan | None:
+        if not distributed.is_main():
+            return None
+        opened.append(WeightFiles(Path(path)))
+        return _plan(heads, opened[0], has_trunk_path=trunk_path is not None, needs_head=needs_head)
+
+    plan = distributed.broadcast_object(distributed.agree(make_plan))
+    assert plan is not None
+    _write_heads(heads, plan.heads.sources, opened[0] if opened else None)
+    opened.clear()
+    taken = plan.used_by_heads
+    if plan.trunk:
+        report = load_backbone_weights(backbone, path, used_elsewhere=taken, log=log)
+    else:
+        assert trunk_path is not None
+        report = load_backbone_weights(backbone, trunk_path, log=log)
+        if plan.pyramid:
+            load_backbone_weights(backbone, path, expected_missing=TRUNK, used_elsewhere=taken, log=log)
+    if distributed.is_main():
+        log(plan.report.table())
+    return report, plan.report
+
+
+def _plan(heads: nn.Module, files: WeightFiles, *, has_trunk_path: bool, needs_head: bool) -> _Plan:
+    names = translate_head_names(files.entries)
+    others = [name for name in files.entries if name not in names.values()]
+    trunk, pyramid = holds_trunk(others), holds_pyramid(others)
+    if names and not trunk and not has_trunk_path:
+        raise WeightsError(
+            f"Weight file {files.path} holds heads without a backbone. Set load_from or model.backbone.pretrained in "
+            "the config to the file of the backbone that they were trained on."
+        )
+    if needs_head and not any(name.startswith("decode_head.") for name in names):
+        raise WeightsError(
+            f"Weight file {files.path} holds no decode head, so there is nothing to predict with. Name a segmentation "
+            "checkpoint; a backbone alone is what 'ds-seg train --load-from' starts from."
+        )
+    plan = _plan_heads(heads, names, files, needs_head=needs_head)
+    sizes = [math.prod(files.entries[name].shape) for name in plan.sources.values()]
+    report = HeadReport(len(sizes), sum(sizes), files.classes, plan.faults, plan.ignored)
+    return _Plan(plan, report, trunk or not names, pyramid, frozenset(names.values()))
+
+
+def _plan_heads(heads: nn.Module, names: dict[str, str], files: WeightFiles, *, needs_head: bool) -> _HeadPlan:
+    plan = _HeadPlan()
+    state = heads.state_dict()
+    for module, config_field in _PARTS.items():
+        wanted = {name: tensor for name, tensor in state.items() if name.startswith(f"{module}.")}
+        got = {name: source for name, source in names.items() if name.startswith(f"{module}.")}
+        if not wanted:
+            plan.ignored += got.values()
+            continue
+        faults = _fit_head(wanted, got, files, plan)
+        if faults:
+            plan.faults.append(f"{config_field}: {'; '.join(faults)}")
+        if faults and needs_head and module == "decode_head":
+            classes = f" The file's classes: {_describe_classes(files.classes)}." if files.classes else ""
+            raise WeightsError(
+                f"Weight file {files.path} does not fit the heads of the config: {plan.faults[-1]}. Set model."
+                f"{config_field} as in the config that it was trained with.{classes}"
+            )
+    return plan
+
+
+def _fit_head(wanted: dict[str, Tensor], got: dict[str, str], files: WeightFiles, plan: _HeadPlan) -> list[str]:
+    """Add what can be loaded of one head to the plan; returns what speaks against the rest."""
+    if not got:
+        return ["the file has none"]
+    absent = [name for name in wanted if name not in got and not name.endswith(_MAY_BE_ABSENT)]
+    unknown = [name for name in got if name not in wanted]
+    if absent or unknown:
+        plan.ignored += got.values()
+        return _describe_other_structure(absent, unknown)
+    wrong = []
+    for name, source in got.items():
+        shape = files.entries[source].shape
+        if shape == tuple(wanted[name].shape):
+            plan.sources[name] = source
+        else:
+            wrong.append(f"{name} is {list(shape)} in the file and {list(wanted[name].shape)} in the config")
+    return wrong
+
+
+def _describe_other_structure(absent: list[str], unknown: list[str]) -> list[str]:
+    faults = []
+    if absent:
+        faults.append(f"the config's head has {len(absent)} tensors that the file lacks ({summarise_names(absent)})")
+    if unknown:
+        faults.append(f"the file's head has {len(unknown)} tensors that it lacks ({summarise_names(unknown)})")
+    if any(".conv_cat." in name for name in unknown):
+        faults.append(
+            "InternVL's FCNHead applies conv_cat wherever concat_input is True, ours only with num_convs > 0, so a "
+            "head of num_convs=0 and concat_input=True can't be carried over"
+        )
+    return faults
+
+
+def _describe_classes(classes: tuple[str, ...]) -> str:
+    return f"{len(classes)}: {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}"
+
+
+@torch.no_grad()
+def _write_heads(heads: nn.Module, sources: dict[str, str], files: WeightFiles | None) -> None:
+    """Rank 0 reads; every rank gets one tensor at a time."""
+    state = heads.state_dict()
+    shared = distributed.world_size() > 1
+    for name, source in sources.items():
+        target = state[name]
+        value = torch.empty_like(target, device=distributed.device()) if shared else target
+        if files is not None:
+            value.copy_(files.read(source))
+        if shared:
+            dist.broadcast(value, src=0)
+            target.copy_(value)

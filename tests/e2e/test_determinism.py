@@ -1,0 +1,77 @@
+"""The same command gives the same bits on CPU, whatever loads the data; another seed gives others."""
+
+import hashlib
+
+import pytest
+import torch
+
+from command_line import Cli
+from ds_seg.tracking.metrics_log import read_metrics
+
+TIMES = ("images_per_s", "data_wait_s", "memory_gib")
+STEPS = 3
+SHORT = [f"runner.max_iters={STEPS}", f"evaluation.interval={STEPS}", f"checkpoint_config.interval={STEPS}"]
+RUNS = {
+    "alone": {},
+    "seed": {"arguments": ["--seed", "1"]},
+    "no workers": {"options": ["data.workers_per_gpu=0"]},
+    "three workers, deterministic": {"options": ["data.workers_per_gpu=3"], "arguments": ["--deterministic"]},
+    "two": {"processes": 2},
+    "two again": {"processes": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def bits(tmp_path_factory, scenes, tiny_config):
+    """What every run leaves: its rows without times, and a hash over every tensor of its last checkpoint."""
+    folder = tmp_path_factory.mktemp("determinism")
+    return {name: train(Cli(folder, scenes), tiny_config, folder / name, **run) for name, run in RUNS.items()}
+
+
+def train(cli, config, work_dir, arguments=(), options=(), processes=1):
+    command = ["train", config, "--work-dir", work_dir, *arguments, "--cfg-options", *SHORT, *options]
+    done = cli(*command, processes=processes, launcher="torchrun")
+    assert done.returncode == 0, done.stderr
+    assert ("deterministic algorithms only" in done.stdout + done.stderr) == ("--deterministic" in arguments)
+    rows = [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(work_dir / "metrics.jsonl")]
+    assert len([row for row in rows if "loss" in row]) == STEPS
+    return rows, digest(work_dir / "checkpoints" / f"step_{STEPS:06d}")
+
+
+def digest(checkpoint):
+    """A hash over the FP32 weights, statistics and optimizer states of both parts."""
+    total, count = hashlib.sha256(), 0
+    for path in sorted(checkpoint.rglob("*.pt")):
+        for tensor in tensors_in(torch.load(path, weights_only=False)):
+            total.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            count += tensor.numel()
+    assert count > 3 * 60_000  # masters and two moments of the backbone at least
+    return total.hexdigest()
+
+
+def tensors_in(value):
+    """All tensors in nested containers, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for key in value:
+            yield from tensors_in(value[key])
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from tensors_in(part)
+
+
+def test_two_processes_give_the_same_bits_twice(bits):
+    assert bits["two"] == bits["two again"]
+
+
+@pytest.mark.parametrize("other", ["no workers", "three workers, deterministic"])
+def test_neither_workers_nor_deterministic_algorithms_change_a_bit_on_cpu(bits, other):
+    """Against one worker and torch's default algorithms."""
+    assert bits[other] == bits["alone"]
+
+
+def test_another_seed_gives_other_bits(bits):
+    rows, weights = bits["seed"]
+    assert weights != bits["alone"][1]
+    assert all(row["loss"] != other["loss"] for row, other in zip(rows, bits["alone"][0], strict=True) if "loss" in row)
