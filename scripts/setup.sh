@@ -65,6 +65,10 @@ unset PIP_BUILD_CONSTRAINT PIP_CONSTRAINT
 
 say "installing ds_seg and its other packages"
 "$python" -m pip install -qq -c "$work/constraints.txt" -e '.[dev]'
+if [ -n "$torch_folder" ]; then
+  # what lies beside the torch that was found counts as installed, but its commands are not in .venv/bin
+  "$python" -m pip install -qq -c "$work/constraints.txt" --ignore-installed --no-deps deepspeed ruff mypy pytest
+fi
 "$python" -c 'import ds_seg.openmmlab, mmseg.models, deepspeed' >"$work/import.log" 2>&1 || {
   cat "$work/import.log" >&2
   echo "setup: the installed packages do not import together; see above" >&2

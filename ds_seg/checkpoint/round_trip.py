@@ -100,7 +100,7 @@ def _compute_logits(backbone: nn.Module, heads: SegmentationHeads, weights: Mode
     image_13HW = torch.randn(1, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
     heads.load_state_dict(weights.heads)
     backbone.to(dtype).eval()
-    with _borrow_weights(backbone, lambda name: weights.read(name).to(dtype)):
+    with _borrow_weights(backbone, weights.read):
         features = backbone(image_13HW.to(dtype))
     return heads.eval().predict(features, image_13HW.shape[2:])
 
@@ -109,13 +109,22 @@ def _compute_logits(backbone: nn.Module, heads: SegmentationHeads, weights: Mode
 def _borrow_weights(backbone: nn.Module, read: Callable[[str], Tensor]) -> Iterator[None]:
     """Give each part of a backbone on the meta device its weights while it runs."""
     own = dict(backbone.named_parameters(recurse=False))
-    for name in own:
-        setattr(backbone, name, nn.Parameter(read(name), requires_grad=False))
+    for name, parameter in own.items():
+        setattr(backbone, name, nn.Parameter(read(name).to(parameter.dtype), requires_grad=False))
     hooks = []
+    memory: dict[tuple[str, torch.Size], Tensor] = {}  # one block's, used again: malloc keeps what is freed
+
+    def borrow(name: str, wanted: Tensor, value: Tensor) -> Tensor:
+        if (name, wanted.shape) not in memory:
+            memory[name, wanted.shape] = torch.empty(wanted.shape, dtype=wanted.dtype)
+        return memory[name, wanted.shape].copy_(value)
+
     for prefix, part in _list_parts(backbone):
 
         def fill(part: nn.Module, _inputs: object, prefix: str = prefix) -> None:
-            part.load_state_dict({name: read(f"{prefix}.{name}") for name in part.state_dict()}, assign=True)
+            state = part.state_dict()
+            values = {name: borrow(name, wanted, read(f"{prefix}.{name}")) for name, wanted in state.items()}
+            part.load_state_dict(values, assign=True)
 
         def empty(part: nn.Module, _inputs: object, _output: object) -> None:
             part.to("meta")
