@@ -1,8 +1,9 @@
-"""Write docs/fidelity.md from what the last `pytest tests/parity` measured.
+"""Run `pytest tests/parity` and write docs/fidelity.md from what it measured.
 
-Usage: pytest tests/parity && python scripts/write_fidelity.py
+Usage: python scripts/write_fidelity.py [ROWS]
 
-Every row is a test that passed in that run; nothing else gets into the page.
+Every row is a test that passed in that run; nothing else gets into the page. ROWS is the file of an earlier whole run
+(`.pytest_cache/v/ds_seg/fidelity`), to write the page without running the tests again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import subprocess
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,6 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS_FILE = ROOT / ".pytest_cache" / "v" / "ds_seg" / "fidelity"
 PAGE = ROOT / "docs" / "fidelity.md"
 PICTURE = ROOT / "docs" / "images" / "fidelity_bf16.png"
 PACKAGES = ("torch", "deepspeed", "mmcv-full", "mmsegmentation", "transformers")
@@ -49,10 +51,8 @@ rate for each parameter. The engines train the same global batches on 1, 2 and 4
 
 
 def main() -> None:
-    """Read the rows and write the page."""
-    if not ROWS_FILE.is_file():
-        sys.exit(f"{ROWS_FILE} does not exist: run `pytest tests/parity` first.")
-    rows: list[Row] = json.loads(ROWS_FILE.read_text(encoding="utf-8"))
+    """Write the page and its picture."""
+    rows = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")) if len(sys.argv) > 1 else measure()
     (curves,) = (row["curves"] for row in rows if row["kind"] == "curves")
     draw_curves(curves)
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
@@ -62,6 +62,15 @@ def main() -> None:
     parts.append(format_mutations([row for row in rows if row["kind"] == "mutation"]))
     PAGE.write_text("\n".join(parts), encoding="utf-8")
     print(f"wrote {PAGE} from {len(rows)} rows")
+
+
+def measure() -> list[Row]:
+    """The rows of a run of all parity tests, made now; ends the script if one fails."""
+    with tempfile.TemporaryDirectory() as cache:
+        command = [sys.executable, "-m", "pytest", "tests/parity", "-o", f"cache_dir={cache}"]
+        if subprocess.run(command, cwd=ROOT).returncode:
+            sys.exit("The page was not written: tests failed.")
+        return json.loads((Path(cache) / "v" / "ds_seg" / "fidelity").read_text(encoding="utf-8"))
 
 
 def format_claims(rows: list[Row]) -> list[str]:

@@ -30,7 +30,8 @@ from plain_trainer import PlainTrainer
 from ranks import run_ranks
 
 WORKER = Path(__file__).with_name("worker.py")
-TIMEOUT_S = 600
+TIMEOUT_S = 900
+pytestmark = pytest.mark.timeout(4 * TIMEOUT_S)  # the first test starts all the processes
 WORLDS = (1, 2, 4)
 SUMS = (SUMMED_IN_BF16, SUMMED_IN_FP32)
 PLAIN = "plain PyTorch, FP32"
