@@ -65,7 +65,7 @@ def collect_averages(ema: WeightAverages) -> dict[str, torch.Tensor]:
 def train_with(train_step: TwoEngineStep, ema: WeightAverages, steps: range) -> None:
     for step in steps:
         scheduled = train_step.scheduled_steps
-        if not train_step(step, make_micro_batches(train_step.run, step)).skipped:
+        if not train_step(step, make_micro_batches(step)).skipped:
             ema.update(scheduled)
 
 
@@ -77,7 +77,7 @@ def check_averages() -> dict:
         averages = {name: WeightAverages(engines, settings) for name, settings in SETTINGS.items()}
         masters, weights, skipped = [collect_masters(engines)], [collect_weights(engines)], []
         for step in range(STEPS):
-            batches = make_micro_batches(train_step.run, step)
+            batches = make_micro_batches(step)
             if step == BAD_STEP and distributed.rank() == world() - 1:
                 poison_images(engines, batches)
             scheduled = train_step.scheduled_steps

@@ -18,21 +18,21 @@ from ds_seg.checkpoint import TrainingState, save_checkpoint
 from ds_seg.config import EmaSettings, RunConfig
 from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
-from engine_setup import collect_weights, make_micro_batches, make_run, start
+from ds_seg.engine.step import TwoEngineStep
+from recipe import Recipe, make_micro_batches
+from sharded import build_run, collect_weights, start
 
 CASES = {
-    "bf16": ("bf16", {}),
-    "averaged": ("fp32", {}),
-    "partly_frozen": ("bf16", {"freeze_vit": True, "unfreeze_pos_embed": True}),
-    "frozen": ("bf16", {"freeze_vit": True}),
+    "bf16": {},
+    "averaged": {},
+    "partly_frozen": {"freeze_vit": True, "unfreeze_pos_embed": True},
+    "frozen": {"freeze_vit": True},
 }
 SUB_GROUP_SIZE = 30_000  # several flat tensors a rank
 
 
-def make_case(name: str, out: Path) -> RunConfig:
-    """The run of a case; the same model for any world size."""
-    precision, backbone = CASES[name]
-    run = make_run(precision, out / name, **backbone)
+def make_case(name: str, recipe: Recipe, out: Path) -> RunConfig:
+    run = build_run(recipe, distributed.world_size(), out / name, **CASES[name])
     zero = {**run.deepspeed["zero_optimization"], "sub_group_size": SUB_GROUP_SIZE}
     return dataclasses.replace(run, deepspeed={**run.deepspeed, "zero_optimization": zero})
 
@@ -53,11 +53,13 @@ def main() -> None:
     distributed.initialize()
     out = Path(sys.argv[1])
     for name in CASES:
-        run = make_case(name, out)
-        engines, train_step = start(run)
+        recipe = Recipe(bf16=name != "averaged", auxiliary_weight=0.4)
+        run = make_case(name, recipe, out)
+        engines = start(run)
+        train_step = TwoEngineStep(engines, run)
         ema = WeightAverages(engines, EmaSettings(0.4, 1, 10)) if name == "averaged" else None
         for step in range(2):
-            train_step(step, make_micro_batches(run, step))
+            train_step(step, make_micro_batches(recipe, step, distributed.rank(), distributed.world_size()))
             if ema is not None:
                 ema.update(step)
         weights = collect(engines, ema)

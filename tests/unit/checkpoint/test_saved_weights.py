@@ -3,6 +3,7 @@ import collections
 import pytest
 import torch
 
+from ds_seg import checkpoint
 from ds_seg.checkpoint.saved_weights import SavedBackbone
 from ds_seg.errors import CheckpointError
 
@@ -72,3 +73,9 @@ def test_nothing_but_known_types_is_unpickled(tmp_path):
     write(tmp_path, 1, [], hook=collections.ChainMap())
     with pytest.raises(CheckpointError, match=r"model_states\.pt is not laid out .*Weights only load failed"):
         SavedBackbone(tmp_path, CONTENT)
+
+
+def test_the_room_offers_what_it_names():
+    assert {name for name in checkpoint.__all__ if not hasattr(checkpoint, name)} == set()
+    with pytest.raises(AttributeError, match=r"module 'ds_seg\.checkpoint' has no attribute 'load_checkpoint'"):
+        _ = checkpoint.load_checkpoint
