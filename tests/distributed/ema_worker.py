@@ -7,16 +7,14 @@ Usage: ema_worker.py OUTPUT_FOLDER [CHECK ...]
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import sys
-import time
-import traceback
 from pathlib import Path
 
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
 
+from checks import run_checks
 from ds_seg import distributed
 from ds_seg.checkpoint import TrainingState, load_weights_from_checkpoint, resume_training, save_checkpoint
 from ds_seg.config import EmaSettings, RunConfig
@@ -24,8 +22,9 @@ from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines, build_modules
 from ds_seg.engine.step import TwoEngineStep
 from ds_seg.summary import describe_averages
-from engine_setup import collect_weights, digest, make_micro_batches, make_run, start, train
+from engine_setup import digest, make_micro_batches, make_run, start, train
 from engine_worker import catch, flip_byte, live_bytes, poison_images
+from sharded import collect_weights
 
 OUT = Path(sys.argv[1])
 SETTINGS = {
@@ -282,26 +281,5 @@ def check_secondary_shards() -> dict:
 ONLY_TWO_RANKS = ("check_refusals", "check_memory", "check_interrupted_swap", "check_secondary_shards")
 
 
-def main() -> None:
-    distributed.initialize()
-    names = sys.argv[2:] or [name for name in globals() if name.startswith("check_")]
-    names = [name for name in names if world() > 1 or name not in ONLY_TWO_RANKS]
-    results, seconds = {}, {}
-    for name in names:
-        started = time.perf_counter()
-        results[name] = globals()[name]()
-        seconds[name] = round(time.perf_counter() - started, 1)
-    gathered = distributed.gather_objects(results)
-    if distributed.is_main():
-        (OUT / f"world{world()}.json").write_text(json.dumps(gathered, indent=1))
-        print(seconds)
-    distributed.barrier()
-    distributed.shutdown()
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except BaseException:
-        traceback.print_exc()
-        raise
+    run_checks(globals(), only_several_ranks=ONLY_TWO_RANKS)

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 import math
 import shutil
 import sys
-import time
-import traceback
 from pathlib import Path
 
 import torch
 
+from checks import run_checks
 from ds_seg import distributed
 from ds_seg.checkpoint import (
     TrainingState,
@@ -360,26 +358,5 @@ def check_bad_configs() -> dict:
 ONLY_TWO_RANKS = ("check_sharding", "check_frozen", "check_linked_backbone", "check_damage")
 
 
-def main() -> None:
-    distributed.initialize()
-    names = sys.argv[2:] or [name for name in globals() if name.startswith("check_")]
-    names = [name for name in names if world() > 1 or name not in ONLY_TWO_RANKS]
-    results, seconds = {}, {}
-    for name in names:
-        started = time.perf_counter()
-        results[name] = globals()[name]()
-        seconds[name] = round(time.perf_counter() - started, 1)
-    gathered = distributed.gather_objects(results)
-    if distributed.is_main():
-        (OUT / f"world{world()}.json").write_text(json.dumps(gathered, indent=1))
-        print(seconds)
-    distributed.barrier()
-    distributed.shutdown()
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except BaseException:
-        traceback.print_exc()
-        raise
+    run_checks(globals(), only_several_ranks=ONLY_TWO_RANKS)

@@ -6,7 +6,6 @@ Usage: guard_worker.py OUTPUT_FOLDER
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from unittest import mock
 
 import torch
 
+from checks import run_checks
 from ds_seg import distributed
 from ds_seg.checkpoint import TrainingState, resume_training, save_checkpoint
 from ds_seg.config import OptimizerSettings, RunConfig
@@ -21,7 +21,9 @@ from ds_seg.engine.adamw import build_adamw
 from ds_seg.engine.engines import Engines
 from ds_seg.engine.step import TwoEngineStep
 from ds_seg.errors import PrecisionError
-from engine_setup import WIDTH, collect_weights, digest, make_run, start, train
+from engine_setup import digest, make_run, start, train
+from recipe import WIDTH
+from sharded import collect_weights
 
 OUT = Path(sys.argv[1])
 
@@ -135,13 +137,5 @@ def check_rate_groups() -> dict:
     }
 
 
-def main() -> None:
-    distributed.initialize()
-    gathered = distributed.gather_objects({"guard": check_precision_guard(), "rates": check_rate_groups()})
-    if distributed.is_main():
-        (OUT / f"world{distributed.world_size()}.json").write_text(json.dumps(gathered, indent=1))
-    distributed.shutdown()
-
-
 if __name__ == "__main__":
-    main()
+    run_checks(globals())

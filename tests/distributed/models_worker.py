@@ -5,19 +5,17 @@ torchrun --standalone --nproc_per_node 2 tests/distributed/models_worker.py OUT_
 
 from __future__ import annotations
 
-import json
 import sys
-import traceback
 from pathlib import Path
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from deepspeed.utils import set_z3_leaf_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from checks import run_checks
 from ds_seg import distributed
 from ds_seg.errors import ConfigError, WeightsError
 from ds_seg.models import FCNHead, InternViT, SyncBatchNorm, build_heads, load_backbone_weights
@@ -321,20 +319,5 @@ def check_heads_under_ddp() -> dict:
     return {"identical": gathered[0] == gathered[1], "entries": sorted(entries)}
 
 
-def main() -> None:
-    distributed.initialize()
-    checks = {name: check for name, check in globals().items() if name.startswith("check_")}
-    results = {name: check() for name, check in checks.items()}
-    gathered = distributed.gather_objects(results)
-    if distributed.is_main():
-        (OUT / "results.json").write_text(json.dumps(gathered))
-    dist.barrier()
-    distributed.shutdown()
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except BaseException:
-        traceback.print_exc()
-        raise
+    run_checks(globals())

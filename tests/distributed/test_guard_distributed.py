@@ -40,20 +40,20 @@ def ranks(tmp_path_factory):
 )
 def test_a_tensor_of_another_dtype_stops_the_run_on_every_rank(ranks, name, text):
     for run in ranks:
-        message = run["guard"][name]
+        message = run["check_precision_guard"][name]
         assert message.startswith(f"The precision is not what the run promised: {text}"), message
         assert "Nothing was saved from this state" in message
 
 
 def test_nothing_is_saved_or_stepped_in_another_dtype(ranks):
     for run in ranks:
-        got = run["guard"]
+        got = run["check_precision_guard"]
         assert got["nothing_saved"] and got["right"] == "no error" and got["stepped"] == []
 
 
 def test_one_deepspeed_group_cut_by_rate_gives_the_bits_of_a_group_for_each_rate(ranks):
     for run in ranks:
-        got = run["rates"]
+        got = run["check_rate_groups"]
         assert got["same_losses"] and got["same_bits"] and got["same_groups"]
-        assert got["groups"] == [1, 6] and got["rates"] == 4
+        assert got["groups"] == [1, 6] and got["check_rate_groups"] == 4
         assert 1 < got["sub_groups"][0] < got["sub_groups"][1]

@@ -18,7 +18,7 @@ def ranks(tmp_path_factory):
     """What each of two ranks measured, in rank order."""
     out = tmp_path_factory.mktemp("models")
     run_ranks(WORKER, 2, out, timeout_s=TIMEOUT_S)
-    return json.loads((out / "results.json").read_text())
+    return json.loads((out / "world2.json").read_text())
 
 
 @pytest.mark.parametrize("case", ["equal", "unequal", "cumulative"])
