@@ -1,9 +1,11 @@
-"""Trains one step of every large recipe at tiny width and evaluates it, from the shipped config files.
+"""Trains one step of every large recipe at tiny width and evaluates it, from the shipped config files,
+and a config of each of InternVL's folders.
 
 Started by torchrun: recipes_worker.py OUT_FOLDER, with the datasets' folders in the environment
 """
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -58,6 +60,9 @@ def main():
             run(name, out / name, narrow(name))
         seconds[name] = time.perf_counter() - start
         shutil.rmtree(out / name / "checkpoints", ignore_errors=True)
+    os.chdir(out / "internvl")
+    for kind, path in json.loads((out / "internvl/configs.json").read_text()).items():
+        run(path, out / kind, {"data.workers_per_gpu": 0})
     head = {f"model.decode_head.{key}": value for key, value in SEED_PAGE_HEAD.items()}
     head.update({"model.decode_head.in_channels": 192, "model.decode_head.channels": 192})
     head.update({"model.decode_head.num_classes": 6, "model.decode_head._delete_": True})

@@ -12,6 +12,7 @@ import pytest
 from command_line import environment
 from dataset_layouts import write_layouts
 from ds_seg.config import CONFIGS_ROOT
+from internvl_folder import NAMES, write_internvl_folder
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +20,8 @@ def finished(tmp_path_factory, scenes):
     """Work dirs of all recipes, from one start of two processes."""
     out = tmp_path_factory.mktemp("recipes")
     roots = write_layouts(scenes, out / "data", train_images=4, val_images=2)
+    configs = write_internvl_folder(out / "internvl", scenes)
+    (out / "internvl/configs.json").write_text(json.dumps({kind: str(path) for kind, path in configs.items()}))
     worker = Path(__file__).with_name("recipes_worker.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(worker)]
     done = subprocess.run(
@@ -48,6 +51,16 @@ def test_each_recipe_trains_a_step_and_evaluates(finished, name):
     frozen = pyramid if "upernet" in name else 0
     assert trained == (total if "full" in name else frozen)
     assert summary["head"]["type"] == ("UPerHead" if "upernet" in name else "FCNHead")
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_config_of_each_of_internvls_folders_trains_and_evaluates_as_it_is(finished, kind):
+    summary = summary_of(finished / kind)
+    assert summary["status"] == "completed" and summary["steps"] == 2 and summary["mIoU"] is not None
+    assert (summary["backbone"]["trainable"] == summary["backbone"]["parameters"]) == (
+        kind in ("full_tuning", "few_shot")
+    )
+    assert summary["head"]["type"] == ("UPerHead" if "upernet" in NAMES[kind] else "FCNHead")
 
 
 def test_the_seed_pages_head_trains_as_written(finished):
