@@ -128,8 +128,9 @@ def load_weights(
 
 def _list_pretrained(run: RunConfig) -> list[str | None]:
     """Where the config may name the weights of its backbone, first choice first."""
-    model = run.model
-    return [model.backbone.get("pretrained"), model.get("pretrained"), run.mmseg.get("load_from"), run.load_from]
+    model, mmseg = run.model, run.mmseg
+    named = [model.backbone.get("pretrained"), model.get("pretrained"), mmseg.get("load_from"), mmseg.get("pretrained")]
+    return [*named, run.load_from]
 
 
 def predict_dataset(

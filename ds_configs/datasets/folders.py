@@ -4,41 +4,14 @@ data_root holds images/, masks/, train.txt and val.txt: see docs/own-data.md. A 
 classes, data_root and the suffixes.
 """
 
-img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
-crop_size = (504, 504)
-train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations"),
-    dict(type="Resize", img_scale=(2016, 504), ratio_range=(0.5, 2.0)),
-    dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
-    dict(type="RandomFlip", prob=0.5),
-    dict(type="PhotoMetricDistortion"),
-    dict(type="Normalize", **img_norm_cfg),
-    dict(type="Pad", size=crop_size, pad_val=0, seg_pad_val=255),
-    dict(type="DefaultFormatBundle"),
-    dict(type="Collect", keys=["img", "gt_semantic_seg"]),
-]
-test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(
-        type="MultiScaleFlipAug",
-        img_scale=(2016, 504),
-        flip=False,
-        transforms=[
-            dict(type="Resize", keep_ratio=True),
-            dict(type="ResizeToMultiple", size_divisor=14),
-            dict(type="RandomFlip"),
-            dict(type="Normalize", **img_norm_cfg),
-            dict(type="ImageToTensor", keys=["img"]),
-            dict(type="Collect", keys=["img"]),
-        ],
-    ),
-]
-evaluated = dict(type="FoldersDataset", img_dir="images", ann_dir="masks", split="val.txt", pipeline=test_pipeline)
+from ds_configs.pipelines import keep_ratio, test_pipeline, train_pipeline
+
+common = dict(type="FoldersDataset", img_dir="images", ann_dir="masks")
+evaluated = dict(common, split="val.txt", pipeline=test_pipeline((2016, 504), *keep_ratio()))
 data = dict(
     samples_per_gpu=2,
     workers_per_gpu=4,
-    train=dict(type="FoldersDataset", img_dir="images", ann_dir="masks", split="train.txt", pipeline=train_pipeline),
+    train=dict(common, split="train.txt", pipeline=train_pipeline((2016, 504), 504)),
     val=evaluated,
     test=evaluated,
 )

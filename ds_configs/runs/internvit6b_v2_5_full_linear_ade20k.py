@@ -1,4 +1,3 @@
-# Full fine-tuning of InternViT-6B-448px-V2_5 (45 blocks) with the linear head on ADE20K.
-# No published figure for this head. Not run here.
-_base_ = ["../models/internvit6b_v2_5.py", "../datasets/ade20k_504.py", "../schedules/adamw_80k.py"]
+# Full fine-tuning of InternViT-6B-448px-V2_5 with the linear head on ADE20K. No published figure. Not run here.
+_base_ = ["../models/internvit6b_448.py", "../datasets/ade20k_504.py", "../schedules/published_80k.py"]
 load_from = "pretrained/intern_vit_6b_448px_v2_5.pth"

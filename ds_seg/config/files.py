@@ -21,7 +21,7 @@ KNOWN_KEYS = frozenset(
     """
     model data optimizer optimizer_config lr_config runner checkpoint_config evaluation log_config load_from
     seed work_dir deepspeed_config global_batch max_skipped_steps check_data find_unused_parameters
-    custom_imports data_root dataset_type deepspeed dist_params log_level resume_from workflow
+    custom_imports data_root dataset_type deepspeed pretrained fp16 dist_params log_level resume_from workflow
     cudnn_benchmark opencv_num_threads mp_start_method device gpu_ids auto_resume custom_hooks
     """.split()
 )
@@ -29,7 +29,10 @@ KNOWN_KEYS = frozenset(
 
 # Names that MMSeg's own configs give to values they use further down; a dumped config keeps them.
 _USUAL_VARIABLES = frozenset(
-    "img_norm_cfg crop_size train_pipeline val_pipeline test_pipeline norm_cfg backbone_norm_cfg num_classes".split()
+    """
+    img_norm_cfg img_scale crop_size train_pipeline val_pipeline test_pipeline norm_cfg backbone_norm_cfg num_classes
+    checkpoint
+    """.split()
 )
 
 

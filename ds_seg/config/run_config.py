@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import ds_seg.openmmlab  # noqa: F401
-from ds_seg.config.deepspeed_json import DEFAULT_DEEPSPEED_JSON, load_deepspeed_json, resolve_deepspeed
+from ds_seg.config.deepspeed_json import load_deepspeed_json, resolve_deepspeed
+from ds_seg.config.dialect import choose_deepspeed_json, find_ignored, list_ignored_names
 from ds_seg.config.faults import Faults
 from ds_seg.config.files import read_config_file, resolve_config_path
 from ds_seg.config.head_fields import auxiliary_head_fields, classifying_head, decode_head_fields
@@ -25,18 +26,6 @@ from ds_seg.config.sections import (
 )
 
 from mmcv import Config  # isort: skip
-
-_NO_MEANING = {
-    "workflow": "training and evaluation alternate by evaluation.interval",
-    "dist_params": "the collective backend follows the device",
-    "log_level": "every message is shown",
-    "cudnn_benchmark": "the backbone has no convolution worth tuning",
-    "opencv_num_threads": "each worker uses one OpenCV thread",
-    "mp_start_method": "torch's own default is used",
-    "device": "the accelerator is the one DeepSpeed finds",
-    "gpu_ids": "the launcher places processes",
-    "deepspeed": "ZeRO-3 is always on",
-}
 
 
 @dataclass(frozen=True)
@@ -144,11 +133,11 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
     clip_norm, cumulative_iters = read_optimizer_config(config.get("optimizer_config"), faults)
     micro_batch = faults.integer("data.samples_per_gpu", config.data, 1, minimum=1)
     accumulation_steps = _accumulation(config, micro_batch, cumulative_iters, world_size, faults)
-    log_interval_steps, wandb = read_log_config(config.get("log_config"), faults)
-    ema, ignored = read_custom_hooks(config.get("custom_hooks"), faults)
-    deepspeed_path = options.deepspeed_config or config.get("deepspeed_config")
+    log_interval_steps, wandb, ignored_loggers = read_log_config(config.get("log_config"), faults)
+    ema, ignored_hooks = read_custom_hooks(config.get("custom_hooks"), faults)
+    deepspeed_path, ignored_json = choose_deepspeed_json(options.deepspeed_config, config)
     deepspeed = resolve_deepspeed(
-        load_deepspeed_json(Path(deepspeed_path or DEFAULT_DEEPSPEED_JSON)),
+        load_deepspeed_json(deepspeed_path),
         micro_batch=micro_batch,
         accumulation_steps=accumulation_steps,
         world_size=world_size,
@@ -172,11 +161,11 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         log_interval_steps=log_interval_steps,
         ema=ema,
         wandb=wandb,
-        load_from=options.load_from or config.get("load_from") or _pretrained(config.model),
-        resume=options.resume or config.get("resume_from") or ("auto" if config.get("auto_resume") else None),
+        load_from=options.load_from or next(filter(None, _list_weights(config)), None),
+        resume=options.resume or _read_resume(config, faults),
         check_data=bool(config.get("check_data", True)),
         find_unused_parameters=bool(config.get("find_unused_parameters", False)),
-        notes=_note_ignored({key: why for key, why in _NO_MEANING.items() if key in config} | ignored),
+        notes=_note_ignored(find_ignored(dict(config.items())) | ignored_json | ignored_loggers | ignored_hooks),
         **_read_intervals(config, faults),
     )
     faults.raise_if_any()
@@ -205,8 +194,26 @@ def _read_seed(options: RunOptions, config: Config, faults: Faults) -> int:
     return faults.integer("--seed", {"--seed": options.seed}, 0, minimum=0)
 
 
-def _pretrained(model: Mapping[str, Any]) -> str | None:
-    return model.get("pretrained") or model["backbone"].get("pretrained")
+def _list_weights(config: Mapping[str, Any]) -> list[str | None]:
+    """Where a config may name the weights to start from, first choice first.
+
+    The last is a variable of InternVL's configs. Not all of them hand it to the backbone, and a run on random values
+    is none that anyone wants.
+    """
+    model = config["model"]
+    in_model = [model.get("pretrained"), model["backbone"].get("pretrained")]
+    return [config.get("load_from"), *in_model, config.get("pretrained")]
+
+
+def _read_resume(config: Config, faults: Faults) -> str | None:
+    given = config.get("resume_from")
+    if given and Path(given).suffix == ".pth":
+        faults.add(
+            "resume_from",
+            f"got {given!r}, but a .pth file holds no ZeRO-3 optimizer to go on with. Start from its weights with "
+            "load_from (--load-from), or name a checkpoint of ds_seg, or 'auto'.",
+        )
+    return given or ("auto" if config.get("auto_resume") else None)
 
 
 def _accumulation(config: Config, micro_batch: int, cumulative_iters: int, world_size: int, faults: Faults) -> int:
@@ -228,9 +235,9 @@ def _accumulation(config: Config, micro_batch: int, cumulative_iters: int, world
 
 def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:
     max_steps = config.runner.get("max_iters", 1)
-    evaluation_keys = ("interval", "metric", "save_best", "pre_eval", "by_epoch", "window_batch")
+    evaluation_keys = ("interval", "metric", "save_best", "by_epoch", "window_batch", *list_ignored_names("evaluation"))
     evaluation = faults.section("evaluation", config.get("evaluation"), evaluation_keys)
-    checkpoint_keys = ("interval", "by_epoch", "max_keep_ckpts")
+    checkpoint_keys = ("interval", "by_epoch", "max_keep_ckpts", *list_ignored_names("checkpoint_config"))
     checkpoint = faults.section("checkpoint_config", config.get("checkpoint_config"), checkpoint_keys)
     for name, section in (("evaluation", evaluation), ("checkpoint_config", checkpoint)):
         if section.get("by_epoch", False):
@@ -291,7 +298,8 @@ def _check_heads(model: Mapping[str, Any], cascade: bool, faults: Faults) -> Non
 
 def _check_data(config: Config, faults: Faults) -> None:
     data = config.data
-    faults.section("data", data, ("samples_per_gpu", "workers_per_gpu", "train", "val", "test"))
+    known = ("samples_per_gpu", "workers_per_gpu", "train", "val", "test", *list_ignored_names("data"))
+    faults.section("data", data, known)
     for role in ("train", "val"):
         if not isinstance(data.get(role), Mapping):
             faults.add(f"data.{role}", "missing; give the MMSeg dataset that this role reads.")

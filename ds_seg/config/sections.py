@@ -10,8 +10,8 @@ from ds_seg.config.faults import Faults
 
 LAYER_DECAY_CONSTRUCTOR = "CustomLayerDecayOptimizerConstructor"
 DEFAULT_CONSTRUCTOR = "DefaultOptimizerConstructor"
-PRECISION_HOOK = "ToBFloat16Hook"
-"""InternVL's, which makes its model bf16."""
+PRECISION_HOOKS = ("ToBFloat16Hook", "ToFloat16Hook")
+"""InternVL's, which change its backbone's precision."""
 
 
 @dataclass(frozen=True)
@@ -157,19 +157,21 @@ def read_schedule(given_lr_config: Any, given_runner: Any, faults: Faults) -> Sc
     )
 
 
-def read_log_config(given: Any, faults: Faults) -> tuple[int, WandbSettings]:
-    """`log_config` -> (steps between logged rows, wandb settings)."""
+def read_log_config(given: Any, faults: Faults) -> tuple[int, WandbSettings, dict[str, str]]:
+    """`log_config` -> (steps between logged rows, wandb settings, keys that have no meaning here with the reason)."""
     section = faults.section("log_config", given, ("interval", "hooks"))
-    wandb = WandbSettings(enabled=False)
+    wandb, ignored = WandbSettings(enabled=False), {}
     for index, hook in enumerate(section.get("hooks") or []):
         where = f"log_config.hooks[{index}]"
         fields = faults.section(where, hook, ("type", "init_kwargs", "interval", "by_epoch"))
         name = fields.get("type")
         if name == "WandbLoggerHook":
             wandb = WandbSettings(enabled=True, init_kwargs=dict(fields.get("init_kwargs") or {}))
+        elif name == "TensorboardLoggerHook":
+            ignored[where] = f"{name} is not here; metrics.jsonl has the numbers, and report.html their curves"
         elif name != "TextLoggerHook":
             faults.add(where, f"got type {name!r}, want 'TextLoggerHook' or 'WandbLoggerHook'.")
-    return faults.integer("log_config.interval", section, 50, minimum=1), wandb
+    return faults.integer("log_config.interval", section, 50, minimum=1), wandb, ignored
 
 
 def read_custom_hooks(given: Any, faults: Faults) -> tuple[EmaSettings | None, dict[str, str]]:
@@ -181,13 +183,13 @@ def read_custom_hooks(given: Any, faults: Faults) -> tuple[EmaSettings | None, d
     for index, hook in enumerate(given or []):
         where = f"custom_hooks[{index}]"
         name = hook.get("type") if isinstance(hook, Mapping) else None
-        if name == PRECISION_HOOK:
+        if name in PRECISION_HOOKS:
             ignored[where] = f"{name} changes a precision that is fixed, the DeepSpeed JSON's and FP32 for the head"
         elif name != "EMAHook":
             faults.add(
                 where,
-                f"got {name or hook!r}, want a dict of type 'EMAHook', or '{PRECISION_HOOK}', which changes nothing "
-                "here. Hooks of other types are not run: remove it.",
+                f"got {name or hook!r}, want a dict of type 'EMAHook', or '{PRECISION_HOOKS[0]}', which changes "
+                "nothing here. Hooks of other types are not run: remove it.",
             )
         elif ema is not None:
             faults.add(where, "is a second EMAHook. Keep one.")

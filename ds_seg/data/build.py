@@ -12,7 +12,9 @@ from torch.utils.data import Dataset
 
 import ds_seg.data.camvid
 import ds_seg.data.demo_scenes
-import ds_seg.data.folders  # noqa: F401
+import ds_seg.data.folders
+import ds_seg.data.transforms  # noqa: F401
+from ds_seg.data.few_images import limit_images
 from ds_seg.data.pairing import count_suffixes, find_unpaired
 from ds_seg.errors import ConfigError, DataError
 from ds_seg.openmmlab import mend_label_map
@@ -28,7 +30,8 @@ def build_dataset(cfg: dict[str, Any], *, role: str, tolerate_missing: bool = Fa
     """Build the dataset of `data.<role>` and check its folders and files by name.
 
     Args:
-        cfg: MMSeg dataset config (or a list of them, which MMSeg concatenates).
+        cfg: MMSeg dataset config (or a list of them, which MMSeg concatenates). Any may have `max_image_num`: it then
+            uses that many images, of each folder where `img_dir` lists several.
         role: "train", "val" or "test"; the last two build in MMSeg's test mode.
         tolerate_missing: Whether some files, though not all, may be missing.
 
@@ -44,8 +47,14 @@ def build_dataset(cfg: dict[str, Any], *, role: str, tolerate_missing: bool = Fa
     parts = list(_parts(cfg, field))
     _raise_all(ConfigError, [fault for name, part in parts for fault in _type_faults(part, name)])
     _raise_all(DataError, [fault for name, part in parts for fault in _path_faults(part, name)])
+    own_cfg = copy.deepcopy(cfg)
+    for _, part in list(_parts(own_cfg, field)):
+        if part.get("max_image_num") is not None:
+            limit_images(part)
+        else:
+            part.pop("max_image_num", None)
     try:
-        dataset = build_mmseg_dataset(copy.deepcopy(cfg), None if role == "train" else {"test_mode": True})
+        dataset = build_mmseg_dataset(own_cfg, None if role == "train" else {"test_mode": True})
     except (TypeError, ValueError, KeyError, AssertionError, AttributeError, OSError) as error:
         raise ConfigError(f"{field} can't be built: {type(error).__name__}: {error}. Correct {field}.") from error
     leaves = leaf_datasets(dataset)
@@ -103,6 +112,9 @@ def _parts(cfg: Any, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _type_faults(cfg: dict[str, Any], field: str) -> list[str]:
     faults = _registry_faults(cfg, field, DATASETS)
+    count = cfg.get("max_image_num")
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        faults.append(f"{field}.max_image_num: got {count!r}, want a number of images of at least 1. Or leave it out.")
     return faults + _pipeline_faults(cfg.get("pipeline") or [], f"{field}.pipeline")
 
 

@@ -52,7 +52,8 @@ class InternViT(BaseModule):
         use_flash_attn: accepted for InternVL's configs and unused: torch's scaled_dot_product_attention
             picks the fastest kernel that fits the device and dtype.
         with_cp: MMSegmentation's flag for `checkpointing`: True means `block`, False `none`.
-        layerscale_no_force_fp32: multiply LayerScale in the dtype of the input, not in FP32.
+        layerscale_no_force_fp32: multiply LayerScale in the dtype of the input (the default), not in FP32.
+        layerscale_force_fp32: InternVL-MMDetSeg's name for the opposite.
         out_indices: the blocks to tap, ascending, counted from 0.
         freeze_vit: train nothing but the layers of `with_fpn`.
         unfreeze_pos_embed: train the position table in spite of `freeze_vit`.
@@ -84,7 +85,8 @@ class InternViT(BaseModule):
         depth: int = 48,
         use_flash_attn: bool | list[bool] = True,
         with_cp: bool | None = None,
-        layerscale_no_force_fp32: bool = True,
+        layerscale_no_force_fp32: bool | None = None,
+        layerscale_force_fp32: bool | None = None,
         out_indices: Sequence[int] = (7, 11, 15, 23),
         freeze_vit: bool = False,
         unfreeze_pos_embed: bool = False,
@@ -103,13 +105,13 @@ class InternViT(BaseModule):
         self.out_channels = [embed_dim] * len(self.out_indices)
         self.checkpointing = resolve_policy(checkpointing, with_cp)
         self._validate(num_heads, norm, with_cp)
+        in_fp32 = resolve_layerscale_fp32(layerscale_force_fp32, layerscale_no_force_fp32)
 
         self.patch_embed = PatchEmbed(in_chans, patch_size, embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + (img_size // patch_size) ** 2, embed_dim))
         init_trunc_normal_(self.cls_token)
         init_trunc_normal_(self.pos_embed)
-        in_fp32 = not layerscale_no_force_fp32
         shape = (embed_dim, num_heads, mlp_ratio, qkv_bias, qk_normalization, norm, init_values, in_fp32)
         self.blocks = nn.ModuleList(Block(*shape) for _ in range(depth))
         self.norm = build_norm(norm, embed_dim) if output_norm else nn.Identity()
@@ -230,6 +232,20 @@ def draw_branch_scales(
         generators = [torch.Generator().manual_seed(seed) for seed in sample_seeds]
         draws_L2B = torch.stack([torch.rand(depth, 2, generator=g) for g in generators], dim=-1)
     return (draws_L2B < keep_L11).float() / keep_L11
+
+
+def resolve_layerscale_fp32(force: bool | None, no_force: bool | None) -> bool:
+    """Settle whether LayerScale multiplies in FP32, from the flag's two names; False if neither is given.
+
+    Raises:
+        ConfigError: they contradict each other.
+    """
+    if force is not None and force == no_force:
+        raise ConfigError(
+            f"model.backbone: layerscale_force_fp32 and layerscale_no_force_fp32 are both {force}, but each is the "
+            "other's opposite. Leave one of them out."
+        )
+    return bool(force) if force is not None else no_force is False
 
 
 def build_pyramid(channels: int, with_final_norm: bool) -> list[nn.Sequential]:

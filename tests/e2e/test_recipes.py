@@ -10,18 +10,24 @@ from pathlib import Path
 import pytest
 
 from command_line import environment
+from dataset_layouts import write_layouts
+from ds_seg.config import CONFIGS_ROOT
+from internvl_folder import NAMES, write_internvl_folder
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, scenes):
     """Work dirs of all recipes, from one start of two processes."""
     out = tmp_path_factory.mktemp("recipes")
+    roots = write_layouts(scenes, out / "data", train_images=4, val_images=2)
+    configs = write_internvl_folder(out / "internvl", scenes)
+    (out / "internvl/configs.json").write_text(json.dumps({kind: str(path) for kind, path in configs.items()}))
     worker = Path(__file__).with_name("recipes_worker.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(worker)]
     done = subprocess.run(
-        [*command, str(scenes), str(out)],
+        [*command, str(out)],
         # a build that was killed leaves a lock in torch's shared folder, which later builds wait for without end
-        env=environment(WANDB_MODE="disabled", TORCH_EXTENSIONS_DIR=str(out / "extensions")),
+        env=environment(WANDB_MODE="disabled", TORCH_EXTENSIONS_DIR=str(out / "extensions"), **roots),
         capture_output=True,
         text=True,
         timeout=500,
@@ -34,16 +40,27 @@ def summary_of(work_dir):
     return json.loads((work_dir / "summary.json").read_text())
 
 
-def test_every_6b_recipe_trains_a_step_and_evaluates(finished):
-    recipes = json.loads((finished / "recipes.json").read_text())
-    assert {"internvit6b_224_full_linear_ade20k", "internvit6b_v2_5_linear_ade20k"} <= set(recipes)
-    for name in recipes:
-        summary = summary_of(finished / name)
-        assert summary["status"] == "completed" and summary["zero_stage"] == 3 and summary["world_size"] == 2
-        assert summary["backbone"]["dtype"] == "bfloat16" and summary["head"]["dtype"] == "float32"
-        assert math.isfinite(summary["loss_first"]) and summary["mIoU"] is not None
-        trained = summary["backbone"]["trainable"]
-        assert trained == (summary["backbone"]["parameters"] if "full" in name else 0), name
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS_ROOT / "runs").glob("internvit*.py")))
+def test_each_recipe_trains_a_step_and_evaluates(finished, name):
+    summary = summary_of(finished / name)
+    assert summary["status"] == "completed" and summary["zero_stage"] == 3 and summary["world_size"] == 2
+    assert summary["backbone"]["dtype"] == "bfloat16" and summary["head"]["dtype"] == "float32"
+    assert math.isfinite(summary["loss_first"]) and summary["mIoU"] is not None
+    trained, total = summary["backbone"]["trainable"], summary["backbone"]["parameters"]
+    pyramid = 3 * (4 * 32 * 32 + 32) + 2 * 32  # three transposed convolutions and a norm, which no freezing touches
+    frozen = pyramid if "upernet" in name else 0
+    assert trained == (total if "full" in name else frozen)
+    assert summary["head"]["type"] == ("UPerHead" if "upernet" in name else "FCNHead")
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_config_of_each_of_internvls_folders_trains_and_evaluates_as_it_is(finished, kind):
+    summary = summary_of(finished / kind)
+    assert summary["status"] == "completed" and summary["steps"] == 2 and summary["mIoU"] is not None
+    assert (summary["backbone"]["trainable"] == summary["backbone"]["parameters"]) == (
+        kind in ("full_tuning", "few_shot")
+    )
+    assert summary["head"]["type"] == ("UPerHead" if "upernet" in NAMES[kind] else "FCNHead")
 
 
 def test_the_seed_pages_head_trains_as_written(finished):

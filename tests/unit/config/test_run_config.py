@@ -65,7 +65,7 @@ def test_global_batch_stays_while_processes_and_micro_batch_change():
         (["lr_config.warmup=exp"], r"lr_config\.warmup: got 'exp'"),
         (["runner.type=EpochBasedRunner"], r"runner\.type: got 'EpochBasedRunner'"),
         (["runner.max_iters=0"], r"runner\.max_iters: got 0, want a whole number of at least 1"),
-        (["log_config.hooks.1.type=TensorboardLoggerHook"], r"log_config\.hooks\[1\]: got type 'Tens"),
+        (["log_config.hooks.1.type=PaviLoggerHook"], r"log_config\.hooks\[1\]: got type 'PaviLoggerHook'"),
         (["evaluation.metric=mDice"], r"evaluation\.metric: got 'mDice', want 'mIoU'"),
         (["evaluation.save_best=loss"], r"evaluation\.save_best: got 'loss'"),
         (["evaluation.by_epoch=True"], r"evaluation\.by_epoch: got True"),

@@ -222,3 +222,23 @@ def test_blocks_after_the_last_tap_are_not_run():
     wanted = model(torch.ones(1, 3, 28, 28))[0]
     model.blocks[2].register_forward_pre_hook(lambda *_: pytest.fail("the last block ran"))
     assert torch.equal(model(torch.ones(1, 3, 28, 28))[0], wanted)
+
+
+@pytest.mark.parametrize(
+    ("flags", "in_fp32"),
+    [
+        ({}, False),
+        ({"layerscale_no_force_fp32": True}, False),
+        ({"layerscale_no_force_fp32": False}, True),
+        ({"layerscale_force_fp32": True}, True),
+        ({"layerscale_force_fp32": False}, False),
+        ({"layerscale_force_fp32": False, "layerscale_no_force_fp32": True}, False),
+    ],
+)
+def test_both_names_of_the_layerscale_flag(flags, in_fp32):
+    assert InternViT(**TINY, **flags).blocks[0].ls1.in_fp32 is in_fp32
+
+
+def test_layerscale_flags_that_contradict_each_other():
+    with pytest.raises(ConfigError, match=r"layerscale_force_fp32 and layerscale_no_force_fp32 are both True"):
+        InternViT(**TINY, layerscale_force_fp32=True, layerscale_no_force_fp32=True)

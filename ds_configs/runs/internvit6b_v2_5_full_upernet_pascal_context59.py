@@ -1,0 +1,10 @@
+# Full fine-tuning of InternViT-6B-448px-V2_5 with UperNet on Pascal Context (59 classes). No published figure: ADE20K's
+# recipe at half its length. Not run here.
+_base_ = [
+    "../models/internvit6b_448_upernet.py",
+    "../datasets/pascal_context59_504.py",
+    "../schedules/published_80k.py",
+]
+model = dict(decode_head=dict(num_classes=59), auxiliary_head=dict(num_classes=59))
+runner = dict(max_iters=40000)
+load_from = "pretrained/intern_vit_6b_448px_v2_5.pth"

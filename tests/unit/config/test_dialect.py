@@ -1,0 +1,106 @@
+"""Configs written as InternVL's segmentation folder and InternVL-MMDetSeg write them, read as they are."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ds_seg.config import CONFIGS_ROOT, RunOptions, build_run_config
+from ds_seg.errors import ConfigError
+
+DIALECT = Path(__file__).parents[2] / "configs_dialect"
+FILES = sorted(path for path in DIALECT.glob("*/*.py") if path.parent.name != "_base_")
+
+
+def build(path, **options):
+    return build_run_config(RunOptions(str(path), **options), 2)
+
+
+def write(folder, text, base="demo"):
+    path = folder / "mine.py"
+    path.write_text(f"_base_ = {str(CONFIGS_ROOT / 'runs' / f'{base}.py')!r}\n{text}\n")
+    return path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name)
+def test_a_config_of_each_folder_is_read_as_it_is(path, monkeypatch):
+    monkeypatch.chdir(DIALECT)
+    run = build(path)
+    assert run.deepspeed["zero_optimization"]["stage"] == 3 and run.bf16
+    assert (run.micro_batch, run.global_batch, run.schedule.max_steps) == (2, 4, 2)
+    assert run.load_from == "./pretrained/tiny.pth" and run.save_best and run.resume is None
+    assert run.optimizer.layer_decay_rate == (1.0 if "frozen" in path.stem else 0.95)
+    assert run.optimizer.weight_decay == (0.0 if "linear_probing" in str(path) else 0.05)
+
+
+def test_what_means_nothing_is_named_once_with_its_reason(monkeypatch):
+    monkeypatch.chdir(DIALECT)
+    notes = build(DIALECT / "full_tuning/upernet_tiny.py").notes
+    named = [note.split("'")[1] for note in notes]
+    assert sorted(named) == sorted(
+        "workflow dist_params log_level cudnn_benchmark deepspeed deepspeed_config model.backbone.use_flash_attn "
+        "checkpoint_config.deepspeed evaluation.pre_eval log_config.hooks[1] custom_hooks[0]".split()
+    )
+    assert all(": " in note for note in notes)
+    assert "zero_configs/adam_zero1_bf16.json is for ZeRO stage 1; zero3_bf16.json is used" in "\n".join(notes)
+
+
+def test_other_keys_without_meaning(tmp_path):
+    text = """
+fp16 = dict(loss_scale=512.)
+data = dict(persistent_workers=True, prefetch_factor=2, pin_memory=True)
+evaluation = dict(gpu_collect=True, rule="greater")
+checkpoint_config = dict(create_symlink=False)
+custom_hooks = [dict(type="ToFloat16Hook")]
+"""
+    named = {note.split("'")[1] for note in build(write(tmp_path, text)).notes}
+    assert named == {
+        *("fp16", "data.persistent_workers", "data.prefetch_factor", "data.pin_memory", "evaluation.gpu_collect"),
+        *("evaluation.rule", "checkpoint_config.create_symlink", "custom_hooks[0]"),
+    }
+
+
+def test_deepspeed_false_uses_zero3_all_the_same(tmp_path):
+    run = build(write(tmp_path, "deepspeed = False\ndeepspeed_config = 'zero_configs/absent.json'"))
+    assert run.deepspeed["zero_optimization"]["stage"] == 3
+    assert any("'deepspeed_config' has no effect: deepspeed is False; zero3_bf16.json is used" in n for n in run.notes)
+
+
+def test_a_deepspeed_config_that_is_not_there(tmp_path):
+    run = build(write(tmp_path, "deepspeed = True\ndeepspeed_config = 'zero_configs/absent.json'"))
+    assert any("there is no file zero_configs/absent.json" in note for note in run.notes)
+    with pytest.raises(ConfigError, match=r"DeepSpeed config 'zero_configs/absent\.json' does not exist"):
+        build(write(tmp_path, "deepspeed_config = 'zero_configs/absent.json'"))
+
+
+def test_a_deepspeed_config_that_fits_is_used_and_the_command_line_comes_first(tmp_path):
+    content = json.loads((CONFIGS_ROOT / "deepspeed/zero3_bf16.json").read_text())
+    for name, value in (("file", 1e8), ("command_line", 2e8)):
+        content["zero_optimization"]["reduce_bucket_size"] = value
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    path = write(tmp_path, f"deepspeed = True\ndeepspeed_config = {str(tmp_path / 'file.json')!r}")
+    assert build(path).deepspeed["zero_optimization"]["reduce_bucket_size"] == 1e8
+    given = str(tmp_path / "command_line.json")
+    assert build(path, deepspeed_config=given).deepspeed["zero_optimization"]["reduce_bucket_size"] == 2e8
+
+
+def test_where_the_weights_to_start_from_are_named(tmp_path):
+    assert build(write(tmp_path, "pretrained = 'a.pth'")).load_from == "a.pth"
+    assert build(write(tmp_path, "pretrained = 'a.pth'\nmodel = dict(pretrained='b.pth')")).load_from == "b.pth"
+    assert build(write(tmp_path, "pretrained = 'a.pth'\nload_from = 'c.pth'")).load_from == "c.pth"
+    assert build(write(tmp_path, "pretrained = 'a.pth'"), load_from="d.pth").load_from == "d.pth"
+
+
+def test_resume_from():
+    folder = "work_dirs/run/checkpoints/step_000002"
+    assert build("demo", cfg_options={"resume_from": folder}).resume == folder
+    assert build("demo", cfg_options={"auto_resume": True}).resume == "auto"
+    with pytest.raises(ConfigError, match=r"resume_from: got 'iter_2\.pth', but a \.pth file holds no ZeRO-3"):
+        build("demo", cfg_options={"resume_from": "iter_2.pth"})
+
+
+def test_an_unknown_key_is_an_error_that_names_the_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"1 fault in .*mine\.py:\n  - gpu_multithreading: unknown key"):
+        build(write(tmp_path, "gpu_multithreading = False"))
+    with pytest.raises(ConfigError, match=r"mine\.py:\n  - checkpoint_config\.deepsped: unknown key"):
+        build(write(tmp_path, "checkpoint_config = dict(deepsped=True)"))
