@@ -20,7 +20,7 @@ def list_shapes(img_size=224, **arguments):
     ("arguments", "fitting"),
     [
         ({**SIX_B, "depth": 48, "img_size": 224}, {"internvit6b_224"}),
-        ({**SIX_B, "depth": 45, "img_size": 448}, {"internvit6b_v2_5"}),
+        ({**SIX_B, "depth": 45, "img_size": 448}, {"internvit6b_448"}),
         ({**M300, "img_size": 448}, {"internvit300m_448"}),
     ],
 )
