@@ -27,7 +27,7 @@ def test_environment_variable_names_the_folder(monkeypatch: pytest.MonkeyPatch) 
     cfg = Config.fromfile(str(CONFIGS / "camvid.py"))
     assert {cfg.data[role].data_root for role in ("train", "val", "test")} == {"/elsewhere/camvid"}
     monkeypatch.delenv("CAMVID_ROOT")
-    default = Config.fromfile(str(CONFIGS / "camvid.py")).data_root
+    default = Config.fromfile(str(CONFIGS / "camvid.py")).data.train.data_root
     assert Path(default) == CONFIGS.parents[2] / "shared/data/camvid"
 
 
