@@ -60,7 +60,8 @@ def find_unpaired(leaf: CustomDataset, field: str) -> Unpaired:
 
 def count_suffixes(folder: str) -> list[tuple[str, int]]:
     """The suffixes of the files under a folder and how often each occurs, the most frequent first."""
-    return Counter(Path(name).suffix for name in _list_files(folder)).most_common()
+    counts = Counter(Path(name).suffix for name in _list_files(folder))
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _absent(wanted: Iterable[str], present: set[str]) -> list[str]:

@@ -104,3 +104,11 @@ def test_an_unknown_key_is_an_error_that_names_the_file(tmp_path):
         build(write(tmp_path, "gpu_multithreading = False"))
     with pytest.raises(ConfigError, match=r"mine\.py:\n  - checkpoint_config\.deepsped: unknown key"):
         build(write(tmp_path, "checkpoint_config = dict(deepsped=True)"))
+
+
+@pytest.mark.parametrize(("part", "steps", "images"), [(16, 5000, 1263), (8, 10000, 2526), (4, 20000, 5052)])
+def test_few_shot_recipes_are_the_full_one_on_fewer_images(part, steps, images):
+    run, full = (build(f"internvit6b_224_full_linear_ade20k{suffix}") for suffix in (f"_1of{part}", ""))
+    assert run.data.train.max_image_num == images and run.schedule.max_steps == steps
+    assert run.model == full.model and run.optimizer == full.optimizer and run.optimizer.decay_embeddings
+    assert run.data.val == full.data.val and "max_image_num" not in full.data.train
