@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["fidelity"]
+pytest_plugins = ["measured_rows", "fidelity"]
 LONGEST_FIRST = (
     "test_sharded_training test_camvid test_demo test_bad_input test_resume test_recipes test_engine_distributed "
     "test_heads_and_losses test_ema_distributed test_benchmark"

@@ -1,0 +1,59 @@
+"""What a work dir holds, to compare one run with another: rows of metrics, and hashes of checkpoints' tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from ds_seg.checkpoint.store import list_checkpoints
+from ds_seg.tracking.metrics_log import read_metrics
+
+CLOCK = ("images_per_s", "data_wait_s", "memory_gib")
+"""What differs from run to run."""
+
+
+def read_rows(work_dir: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl without what depends on the clock."""
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_metrics(work_dir / "metrics.jsonl")]
+
+
+def newest_checkpoint(work_dir: Path) -> Path:
+    """The checkpoint of the last step."""
+    return list_checkpoints(work_dir)[-1]
+
+
+def hash_tensors(checkpoint: Path) -> str:
+    """A hash of every tensor and number in a checkpoint's files: weights, moments, averages, Adam's steps."""
+    digest = hashlib.sha256()
+    for path in sorted(checkpoint.rglob("*")):
+        if path.suffix == ".pt":
+            content = torch.load(path, map_location="cpu", weights_only=False)
+        elif path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            continue
+        for name, value in _walk(content, str(path.relative_to(checkpoint))):
+            digest.update(name.encode())
+            digest.update(value)
+    return digest.hexdigest()
+
+
+def _walk(value: Any, name: str) -> Iterator[tuple[str, bytes]]:
+    if isinstance(value, torch.Tensor):
+        yield (
+            f"{name} {value.dtype} {tuple(value.shape)}",
+            value.contiguous().flatten().view(torch.uint8).numpy().tobytes(),
+        )
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str):
+            yield from _walk(value[key], f"{name}/{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _walk(item, f"{name}/{index}")
+    elif isinstance(value, (int, float)):
+        yield name, repr(value).encode()
