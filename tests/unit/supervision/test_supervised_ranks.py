@@ -18,6 +18,7 @@ DETECTED_IN_S = TIMEOUT_S + 7  # on two busy cores; alone about TIMEOUT_S + 1.5
 @pytest.mark.parametrize("stopped", [1, 2])
 def test_a_stopped_process_is_named_and_killed(tmp_path, stopped):
     with running(tmp_path / "run", 3, TIMEOUT_S) as ranks:
+        time.sleep(1)  # for a heartbeat from among the steps
         ranks.send(stopped, signal.SIGSTOP)
         codes, seconds = ranks.wait()
         expected = [1, 1, 1]
