@@ -69,10 +69,13 @@ def train(run: RunConfig) -> None:
     from ds_seg.predictions import PredictingEvaluator
     from ds_seg.session import Evaluator, build_engines, open_dataset
     from ds_seg.workdir import open_work_dir, set_newer_checkpoints_aside
+    from ds_seg.workdir_lock import hold_work_dir
 
     train_set, val_set = open_dataset(run, "train"), open_dataset(run, "val")
-    resume_from = open_work_dir(run)
-    with _open_tracker(run, resume_from, val_set) as tracker:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(hold_work_dir(run.work_dir))
+        resume_from = open_work_dir(run)
+        tracker = stack.enter_context(_open_tracker(run, resume_from, val_set))
         weights = None if resume_from else run.load_from
         engines = build_engines(run, training=True, weights=weights, log=tracker.info)
         ema = WeightAverages(engines, run.ema) if run.ema else None
@@ -84,8 +87,8 @@ def train(run: RunConfig) -> None:
         loader = _build_loader(run, train_set, state, engines)
         record = TrainingLoop(run, engines, state, tracker, evaluate, ema)(loader)
         _write_end(run, engines, state, record, resume_from, ema, tracker)
-    if record.stopped:
-        raise StoppedBySignal(record.stopped)
+        if record.stopped:
+            raise StoppedBySignal(record.stopped)
 
 
 @contextlib.contextmanager
@@ -177,7 +180,8 @@ def _write_end(
 
     summary = measure_summary(run, engines, state, record, resume_from, ema)
     if distributed.is_main():
-        write_report(run.work_dir, summary)
-        write_summary(run.work_dir, summary)
-        tracker.info(f"wrote {run.work_dir / 'summary.json'} and {run.work_dir / 'report.html'}")
+        reported = tracker.write("reports", lambda: write_report(run.work_dir, summary))
+        written = [write_summary(run.work_dir, {**summary, "lost_records": tracker.lost})]
+        written += [run.work_dir / "report.html"] if reported else []
+        tracker.info(f"wrote {' and '.join(map(str, written))}")
     distributed.barrier()  # the first rank to end a stopped run ends all of them

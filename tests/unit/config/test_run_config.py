@@ -239,7 +239,11 @@ def test_batch_sizes_that_agree_are_accepted(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", r"is not valid JSON: .* line 1 column 2 .* cut off"), ("[]", "holds a list, want a JSON object"), (None, "does not exist.*zero3_bf16.json")],
+    [
+        ("{", r"is not valid JSON: .* line 1 column 2 .* cut off"),
+        ("[]", "holds a list, want a JSON object"),
+        (None, "does not exist.*zero3_bf16.json"),
+    ],
 )
 def test_an_unreadable_deepspeed_json(tmp_path, content, message):
     path = tmp_path / "ds.json"
