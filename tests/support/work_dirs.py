@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from ds_seg.checkpoint.store import list_checkpoints
 from ds_seg.tracking.metrics_log import read_metrics
 
 CLOCK = ("images_per_s", "data_wait_s", "memory_gib")
@@ -22,14 +21,9 @@ def read_rows(work_dir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_metrics(work_dir / "metrics.jsonl")]
 
 
-def newest_checkpoint(work_dir: Path) -> Path:
-    """The checkpoint of the last step."""
-    return list_checkpoints(work_dir)[-1]
-
-
 def hash_tensors(checkpoint: Path) -> str:
     """A hash of every tensor and number in a checkpoint's files: weights, moments, averages, Adam's steps."""
-    digest = hashlib.sha256()
+    digest, hashed_bytes = hashlib.sha256(), 0
     for path in sorted(checkpoint.rglob("*")):
         if path.suffix == ".pt":
             content = torch.load(path, map_location="cpu", weights_only=False)
@@ -40,6 +34,8 @@ def hash_tensors(checkpoint: Path) -> str:
         for name, value in _walk(content, str(path.relative_to(checkpoint))):
             digest.update(name.encode())
             digest.update(value)
+            hashed_bytes += len(value)
+    assert hashed_bytes > 4 * 3 * 60_000, f"{checkpoint} holds only {hashed_bytes} bytes"  # masters and two moments
     return digest.hexdigest()
 
 
