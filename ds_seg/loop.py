@@ -13,7 +13,7 @@ from types import FrameType, TracebackType
 import torch
 
 from ds_seg import distributed
-from ds_seg.checkpoint import TrainingState, checkpoint_name, list_checkpoints, save_checkpoint
+from ds_seg.checkpoint import CheckpointSaver, TrainingState, checkpoint_name, list_checkpoints
 from ds_seg.config import RunConfig
 from ds_seg.data.loader import MicroBatch
 from ds_seg.engine.ema import WeightAverages
@@ -84,12 +84,14 @@ class TrainingLoop:
         self.record = LoopRecord()
         self._train_step = TwoEngineStep(engines, run)
         self._skipped_in_a_row = 0
+        self._saver = CheckpointSaver(engines, run, ema, tracker.info)
         self._saved: Path | None = None
 
     def __call__(self, loader: Iterable[MicroBatch]) -> LoopRecord:
         """Train to the end, or until SIGTERM or SIGINT comes, which saves a checkpoint.
 
         Raises:
+            CheckpointError: a checkpoint could not be written.
             TrainingDiverged: too many steps in a row were not finite.
         """
         self._train_step.scheduled_steps = self.state.scheduled_steps
@@ -100,6 +102,7 @@ class TrainingLoop:
                 if distributed.any_rank(stop.signal_name is not None):
                     self.record.stopped = self._stop(stop.signal_name or "a signal to another rank")
                     break
+            self._saver.wait()
         return self.record
 
     def _one_step(self, batches: Iterator[MicroBatch]) -> None:
@@ -128,6 +131,7 @@ class TrainingLoop:
             f"gradient norm {result.grad_norm:g} ({self.state.skipped_steps} skipped so far)"
         )
         if self._skipped_in_a_row >= self.run.max_skipped_steps:
+            self._saver.wait()
             complete = list_checkpoints(self.run.work_dir)
             last = f"The last good checkpoint is {complete[-1]}" if complete else "No checkpoint was saved yet"
             raise TrainingDiverged(
@@ -151,6 +155,7 @@ class TrainingLoop:
         }
 
     def _evaluate_and_save(self) -> None:
+        self._saver.poll()
         improved = False
         if self._is_due(self.run.eval_interval_steps):
             result = self.evaluate(self.state.step)
@@ -166,9 +171,7 @@ class TrainingLoop:
 
     def _save(self) -> Path:
         if self._saved is None or self._saved.name != checkpoint_name(self.state.step):
-            started = time.perf_counter()
-            self._saved = save_checkpoint(self.engines, self.run, self.state, self.ema)
-            self.tracker.info(f"saved {self._saved} in {time.perf_counter() - started:.1f} s")
+            self._saved = self._saver.save(self.state)
         return self._saved
 
     def _stop(self, reason: str) -> str:

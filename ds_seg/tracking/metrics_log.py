@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ds_seg.errors import DataError
-from ds_seg.tracking.files import to_json_value, write_text_atomic
+from ds_seg.files import write_text_atomic
+from ds_seg.tracking.files import to_json_value
 
 
 class MetricsLog:
