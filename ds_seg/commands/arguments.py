@@ -44,5 +44,6 @@ def run_options(args: argparse.Namespace) -> RunOptions:
         seed=getattr(args, "seed", None),
         max_time=getattr(args, "max_time", None),
         watchdog_timeout_s=getattr(args, "watchdog_timeout", None),
+        checkpoint=getattr(args, "checkpoint", "sync"),
         cfg_options=parse_overrides(args.cfg_options),
     )

@@ -33,7 +33,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_config_arguments(parser)
     parser.add_argument("--work-dir", metavar="D", help="where everything is written (default: work_dirs/<run>)")
     parser.add_argument(
-        "--resume", metavar="auto|TAG", help="go on from the newest complete checkpoint, or from step_000100, say"
+        "--resume",
+        metavar="auto|TAG",
+        help="go on from the newest whole checkpoint, or from exactly this one: step_000100, latest, best, or a path",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default="sync",
+        choices=("sync", "async"),
+        help="async: training waits for a copy in host memory only, and a thread writes it (default: sync)",
     )
     parser.add_argument(
         "--load-from", metavar="F", help="start from a weight file (head too, if it has one) or a checkpoint"
@@ -98,7 +106,7 @@ def train(run: RunConfig) -> None:
         engines = build_engines(run, training=True, weights=weights, log=tracker.info)
         ema = WeightAverages(engines, run.ema) if run.ema else None
         enter_phase("resuming", patience=SLOW)
-        state = resume_training(resume_from, engines, run, ema) if resume_from else TrainingState()
+        state = resume_training(resume_from, engines, run, ema, verified=True) if resume_from else TrainingState()
         if resume_from and distributed.is_main():
             set_newer_checkpoints_aside(run.work_dir, resume_from)
         _describe_start(run, engines, state, weights, tracker)

@@ -251,3 +251,12 @@ def test_an_unreadable_deepspeed_json(tmp_path, content, message):
         path.write_text(content)
     with pytest.raises(ConfigError, match=message):
         build(deepspeed_config=str(path))
+
+
+def test_when_checkpoints_are_kept_and_how_they_are_written():
+    run = build_with("checkpoint_config.interval=50", "checkpoint_config.keep_interval=200")
+    assert (run.checkpoint_interval_steps, run.keep_interval_steps, run.checkpoint_in_background) == (50, 200, False)
+    assert build().keep_interval_steps is None and build(checkpoint="async").checkpoint_in_background
+    text = r"checkpoint_config\.keep_interval: got 70, but checkpoints are saved every 50 steps\. Use a multiple"
+    with pytest.raises(ConfigError, match=text):
+        build_with("checkpoint_config.interval=50", "checkpoint_config.keep_interval=70")
