@@ -10,6 +10,7 @@ SEED = 5
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_a_kill_at_any_instant_of_a_save_leaves_a_whole_checkpoint(story):
     run = story(60)
     draw = random.Random(SEED)

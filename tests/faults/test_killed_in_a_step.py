@@ -12,6 +12,7 @@ LIVES = [(rank, place) for rank in (0, 1) for place in PLACES]
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_a_killed_rank_takes_the_others_down_and_nothing_is_lost_but_steps_since_the_last_save(story):
     run = story(60)
     for rank, place in LIVES:

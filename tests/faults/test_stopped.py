@@ -18,6 +18,7 @@ def strike(run, pid_of, number: signal.Signals, *options: object, launcher: str 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_signals_save_and_what_hangs_or_loses_its_launcher_ends(story):
     run = story(60)
     for launcher in ("torchrun", "deepspeed"):
