@@ -113,7 +113,7 @@ def train(run: RunConfig) -> None:
         evaluate = PredictingEvaluator(Evaluator(run, val_set), engines, tracker, ema)
         loader = _build_loader(run, train_set, state, engines)
         record = TrainingLoop(run, engines, state, tracker, evaluate, ema)(loader)
-        enter_phase("writing the summary and the report")
+        enter_phase("writing the summary and the report", patience=SLOW)
         _write_end(run, engines, state, record, resume_from, ema, tracker)
         if record.stopped:
             raise StoppedBySignal(f"{record.stopped} It took {stop.age_s():.1f} s from the signal to the end.")

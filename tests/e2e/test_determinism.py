@@ -2,8 +2,9 @@
 
 import pytest
 
+from checkpoint_hash import hash_tensors
 from command_line import Cli
-from work_dirs import hash_tensors, read_rows
+from run_rows import read_rows
 
 STEPS = 3
 SHORT = [f"runner.max_iters={STEPS}", f"evaluation.interval={STEPS}", f"checkpoint_config.interval={STEPS}"]

@@ -6,7 +6,7 @@ import pytest
 
 from command_line import TINY
 from ds_seg.config import CONFIGS_ROOT
-from work_dirs import read_rows
+from run_rows import read_rows
 
 HOOK = """
 custom_hooks = [dict(type="EMAHook", momentum=0.2, warm_up=10)]

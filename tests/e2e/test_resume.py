@@ -5,8 +5,7 @@ import os
 import signal
 import time
 
-from command_line import wait_for_step
-from work_dirs import read_rows
+from run_rows import read_rows, wait_for_step
 
 
 def test_stopped_by_a_signal_and_resumed(cli, tiny_config, tmp_path):

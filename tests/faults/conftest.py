@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint_hash import hash_tensors
 from command_line import TINY
 from ds_seg.checkpoint.store import checkpoint_step, list_checkpoints
 from ds_seg.config import CONFIGS_ROOT
 from ds_seg.data.demo_scenes import write_demo_dataset
 from life import Life
 from measured_rows import keep_row
+from run_rows import read_rows
 from story import EVALUATION_INTERVAL_STEPS, SAVE_INTERVAL_STEPS, Reference, Story
-from work_dirs import hash_tensors, read_rows
 
 CONFIG = (
     TINY

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoint_hash import hash_tensors
 from ds_seg.checkpoint.store import checkpoint_step, list_checkpoints
 from ds_seg.tracking.metrics_log import read_metrics
 from life import Ending, Life
-from work_dirs import hash_tensors, read_rows
+from run_rows import read_rows
 
 SAVE_INTERVAL_STEPS = 3
 EVALUATION_INTERVAL_STEPS = 6

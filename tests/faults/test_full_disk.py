@@ -1,10 +1,11 @@
 """Disks that fill up for real: a small tmpfs holds the work dir."""
 
 import pytest
-from disks import fill, small_disk
 
+from checkpoint_hash import hash_tensors
+from disks import fill, small_disk
 from ds_seg.checkpoint.store import list_checkpoints
-from work_dirs import hash_tensors, read_rows
+from run_rows import read_rows
 
 STEPS = 12
 DISK_MIB = 64

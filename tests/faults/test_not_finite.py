@@ -2,7 +2,7 @@
 
 import pytest
 
-from work_dirs import read_rows
+from run_rows import read_rows
 
 STEPS = 12
 RARE_SAVES = ("--cfg-options", "checkpoint_config.interval=6")

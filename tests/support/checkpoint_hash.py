@@ -1,4 +1,4 @@
-"""What a work dir holds, to compare one run with another: rows of metrics, and hashes of checkpoints' tensors."""
+"""A hash of what a checkpoint holds, to compare one run with another."""
 
 from __future__ import annotations
 
@@ -9,16 +9,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-
-from ds_seg.tracking.metrics_log import read_metrics
-
-CLOCK = ("images_per_s", "data_wait_s", "memory_gib")
-"""What differs from run to run."""
-
-
-def read_rows(work_dir: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl without what depends on the clock."""
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_metrics(work_dir / "metrics.jsonl")]
 
 
 def hash_tensors(checkpoint: Path) -> str:
