@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from command_line import TINY
 from ds_seg.checkpoint.store import checkpoint_step, list_checkpoints
 from ds_seg.config import CONFIGS_ROOT
 from ds_seg.data.demo_scenes import write_demo_dataset
-from life import Life
+from life import Life, unfinished
 from measured_rows import keep_row
 from run_rows import read_rows
 from story import EVALUATION_INTERVAL_STEPS, SAVE_INTERVAL_STEPS, Reference, Story
@@ -29,6 +29,14 @@ checkpoint_config = dict(interval={save}, max_keep_ckpts=3)
 evaluation = dict(interval={evaluate})
 """
 )
+
+
+@pytest.fixture(autouse=True)
+def no_processes_left() -> Iterator[None]:
+    """End what a failed test has left running."""
+    yield
+    for life in list(unfinished):
+        life.end()
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,9 @@ _POLL_S = 0.05
 _ORDINARY = re.compile(r"^(step \d+/|saved |evaluation at|[+|]|\s*$)")
 """Lines that tell of no fault."""
 
+unfinished: list[Life] = []
+"""Started and not yet seen to its end: what a failed test leaves."""
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -87,6 +90,7 @@ class Life:
             start_new_session=True,
         )
         self.processes = RunProcesses(mark, self.popen.pid)
+        unfinished.append(self)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -161,14 +165,20 @@ class Life:
             alive = now_alive
         gone_s = time.time()
         left = [f"{p.pid} (rank {p.rank})" for p in self.processes.alive()] if alive else []
-        self.processes.kill()
-        code = self.popen.wait(10)
-        self._reader.join(5)
+        code = self.end()
         assert not left, f"still alive {timeout_s:g} s after the fault: {', '.join(left)}\n{self.output[-4000:]}"
         shared = self.processes.leftovers_in_shared_memory(self._shared_memory_before)
         assert not shared, f"left in {SHARED_MEMORY}: {shared}"
         self._read_fault_log()
         return Ending(code, self._detected_s(tells), gone_s - self.fault_s, self.output)
+
+    def end(self) -> int:
+        """Kill what is left of the run, and return the launcher's exit code."""
+        unfinished.remove(self)
+        self.processes.kill()
+        code = self.popen.wait(10)
+        self._reader.join(5)
+        return code
 
     def struck(self) -> bool:
         """Whether the fault has happened (for one that is injected)."""

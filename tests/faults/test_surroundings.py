@@ -1,9 +1,11 @@
 """What a run depends on but does not own: wandb's server, the clock, the images, other runs on the same work dir."""
 
 import contextlib
+import json
 import shutil
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -59,21 +61,46 @@ def test_a_clock_that_jumps_changes_nothing(story, jump_s, words):
     run.survived(f"the clock of rank 0 jumps {words}", ending)
 
 
+@pytest.fixture
+def own_data(reference_of, tmp_path):
+    """A copy of the images that a test may damage."""
+    return Path(shutil.copytree(reference_of(STEPS).data, tmp_path / "data"))
+
+
+def cut(image: Path) -> None:
+    """Leave the beginning of a file."""
+    image.write_bytes(image.read_bytes()[:500])
+
+
 @pytest.mark.long
-def test_a_truncated_image_is_named_and_the_run_goes_on_once_it_is_whole(story, tmp_path):
+def test_truncated_images_are_named_and_the_run_goes_on_once_they_are_whole(story, own_data):
     run = story(STEPS)
-    data = tmp_path / "data"
-    shutil.copytree(run.reference.data, data)
-    own_data = {"DS_SEG_DEMO_ROOT": str(data)}
-    life = run.start(environment=own_data, launcher="deepspeed")
+    life = run.start(environment={"DS_SEG_DEMO_ROOT": str(own_data)}, launcher="deepspeed")
     run.wait_for_steps(life, 4)
     life.fault_now()
-    for path in (data / "images" / "training").iterdir():
-        path.write_bytes(path.read_bytes()[:500])
+    for image in (own_data / "images" / "training").iterdir():
+        cut(image)
     ending = life.finish(tells="ds-seg: DataError")
     run.interrupted("images truncated while training", ending, exit_code=2)
     assert "truncated" in ending.output and ending.output.count("ds-seg: ") == 1, ending.output[-4000:]
     run.complete()
+
+
+@pytest.mark.long
+def test_a_truncated_image_is_replaced_where_a_budget_is_given(story, own_data):
+    run = story(STEPS)
+    budget = ("--cfg-options", "data.max_bad_samples=1")
+    life = run.start(*budget, environment={"DS_SEG_DEMO_ROOT": str(own_data)})
+    run.wait_for_steps(life, 2)
+    life.fault_now()
+    image = min((own_data / "images" / "training").iterdir())
+    cut(image)
+    ending = life.finish(tells=image.name)
+    assert ending.exit_code == 0, ending.output[-4000:]
+    (bad,) = json.loads((run.work_dir / "summary.json").read_text())["bad_samples"]
+    assert image.name in json.dumps(bad)
+    equal = "but for that image, listed in summary.json"
+    run.record(fault="an image truncated, `data.max_bad_samples=1`", **ending.figures(), lost_steps=0, equal=equal)
 
 
 @pytest.mark.long
