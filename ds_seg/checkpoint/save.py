@@ -21,6 +21,7 @@ from ds_seg.checkpoint.write import (
     FileContent,
     Save,
     commit,
+    explained,
     leaving_nothing,
     list_files,
     prepare_folder,
@@ -135,7 +136,8 @@ class CheckpointSaver:
 
     def _collect(self, save: Save, state: TrainingState) -> tuple[dict[str, FileContent], list[str]]:
         """This rank's files, for which there is room, and its share of those that DeepSpeed has written by itself."""
-        files = collect_files(self.engines, self.run, state, self.ema, save.temporary)
+        with explained(save.final):
+            files = collect_files(self.engines, self.run, state, self.ema, save.temporary)
         present = list_files(save.temporary)[distributed.rank() :: distributed.world_size()]
         validate_space(save, sum(map(count_bytes, files.values())), len(files))
         return files, present
