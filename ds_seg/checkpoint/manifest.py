@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 
 from ds_seg.errors import CheckpointError
 from ds_seg.files import sync_folder
+from ds_seg.supervision.progress import tick
 
 MANIFEST = "manifest.json"
 _DIGEST = "digest"
@@ -119,6 +120,7 @@ def _measure(path: Path) -> FileEntry:
         while chunk := file.read(_CHUNK_BYTES):
             checksum.update(chunk)
             size += len(chunk)
+            tick()
     return {"bytes": size, "sha256": checksum.hexdigest()}
 
 

@@ -32,6 +32,8 @@ from ds_seg.config import RunConfig
 from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
 from ds_seg.engine.precision import validate_precision
+from ds_seg.supervision import stop
+from ds_seg.supervision.progress import SLOW, enter_phase
 
 _PACKAGES = ("torch", "deepspeed", "safetensors")
 
@@ -114,6 +116,7 @@ class CheckpointSaver:
         """
         if self._pending is None:
             return
+        enter_phase(f"waiting for {self._pending[0].final.name} to be written", patience=SLOW)
         started_s = time.perf_counter()
         (save, written), self._pending = self._pending, None
         with leaving_nothing(save):
@@ -145,6 +148,7 @@ class CheckpointSaver:
     def _commit(self, save: Save, entries: Mapping[str, FileEntry]) -> Path:
         folder = commit(save, entries)
         took_s = time.perf_counter() - self._started_s
+        stop.pace.note_save(took_s)
         waited = f" in the background; training waited {self._waited_s:.1f} s" if self._copies is not None else ""
         self.log(f"saved {folder} in {took_s:.1f} s{waited}")
         return folder
