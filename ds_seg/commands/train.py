@@ -54,10 +54,10 @@ def run(args: argparse.Namespace) -> int:
     if args.deterministic:
         use_deterministic_algorithms()
     distributed.initialize()
-    from ds_seg.config import build_run_config
+    from ds_seg.resumption import resolve_run
 
     with explained_operations():
-        train(build_run_config(run_options(args), distributed.world_size()))
+        train(resolve_run(run_options(args)))
     return EXIT_OK
 
 
