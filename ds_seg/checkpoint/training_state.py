@@ -30,6 +30,8 @@ class TrainingState:
     skipped_steps: int = 0
     best_mIoU: float | None = None
     best_checkpoint: str | None = None
+    evaluation_due: bool = False
+    """Whether the evaluation after this step is still to be made."""
 
 
 def describe_model(backbone: nn.Module, heads: nn.Module) -> dict[str, dict[str, list[int]]]:

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +20,8 @@ from ds_seg.config import RunOptions
 from ds_seg.engine.step import TwoEngineStep
 from ds_seg.errors import StoppedBySignal
 from ds_seg.resumption import resolve_run
+from ds_seg.supervision import stop
+from ds_seg.supervision.signals import listening
 
 CONFIG, OUT, WORKERS, NAME = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 STOP_AFTER = int(sys.argv[5])
@@ -39,6 +42,8 @@ def run(work_dir: Path, name: str, stop_after: int, **overrides: int) -> None:
         seen[step] = [hash_sample(*sample) for batch in samples for sample in batch]
         if step + 1 == stop_after and distributed.rank() == distributed.world_size() - 1:
             os.kill(os.getpid(), signal.SIGTERM)
+            while stop.requested() is None:
+                time.sleep(0.01)
         return real(self, step, micro_batches)
 
     real = TwoEngineStep.__call__
@@ -47,7 +52,8 @@ def run(work_dir: Path, name: str, stop_after: int, **overrides: int) -> None:
     with mock.patch.object(TwoEngineStep, "__call__", watch):
         resolved = resolve_run(options)
         try:
-            train(resolved)
+            with listening(lambda: None):
+                train(resolved)
             stopped = False
         except StoppedBySignal:
             stopped = True
