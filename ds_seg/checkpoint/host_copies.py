@@ -22,11 +22,14 @@ class HostCopies:
 
     def __init__(self) -> None:
         self._memory: dict[tuple[str, int], UntypedStorage] = {}
+        self._before = self._memory
 
     @torch.no_grad()
     def copy(self, files: Mapping[str, FileContent]) -> dict[str, FileContent]:
         """Copy the tensors and everything around them; the copies of the call before are overwritten."""
+        self._before, self._memory = self._memory, {}
         copied = {name: self._copy_file(name, content) for name, content in files.items()}
+        self._before = {}  # what this call has no use for, such as a frozen backbone, which is written once
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return copied
@@ -43,11 +46,11 @@ class HostCopies:
         return copy.deepcopy(content, copies)
 
     def _copy_storage(self, key: tuple[str, int], source: UntypedStorage) -> UntypedStorage:
-        kept = self._memory.get(key)
+        kept = self._before.get(key)
         if kept is None or kept.nbytes() != source.nbytes():
             pinned = source.device.type == "cuda"
             kept = torch.empty(source.nbytes(), dtype=torch.uint8, pin_memory=pinned).untyped_storage()
-            self._memory[key] = kept
+        self._memory[key] = kept
         kept.copy_(source, non_blocking=True)
         return kept
 

@@ -21,6 +21,7 @@ from ds_seg.checkpoint.write import (
     FileContent,
     Save,
     commit,
+    explained,
     leaving_nothing,
     list_files,
     prepare_folder,
@@ -32,6 +33,7 @@ from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
 from ds_seg.engine.precision import validate_precision
 from ds_seg.supervision import stop
+from ds_seg.supervision.progress import SLOW, enter_phase
 
 _PACKAGES = ("torch", "deepspeed", "safetensors")
 
@@ -114,6 +116,7 @@ class CheckpointSaver:
         """
         if self._pending is None:
             return
+        enter_phase(f"waiting for {self._pending[0].final.name} to be written", patience=SLOW)
         started_s = time.perf_counter()
         (save, written), self._pending = self._pending, None
         with leaving_nothing(save):
@@ -136,7 +139,8 @@ class CheckpointSaver:
 
     def _collect(self, save: Save, state: TrainingState) -> tuple[dict[str, FileContent], list[str]]:
         """This rank's files, for which there is room, and its share of those that DeepSpeed has written by itself."""
-        files = collect_files(self.engines, self.run, state, self.ema, save.temporary)
+        with explained(save.final):
+            files = collect_files(self.engines, self.run, state, self.ema, save.temporary)
         present = list_files(save.temporary)[distributed.rank() :: distributed.world_size()]
         validate_space(save, sum(map(count_bytes, files.values())), len(files))
         return files, present

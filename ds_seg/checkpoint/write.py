@@ -76,7 +76,7 @@ def prepare_folder(save: Save) -> None:
 
     def prepare() -> None:
         if distributed.is_main():
-            with _explained(save.final):
+            with explained(save.final):
                 drop_leftovers(save.work_dir)
                 save.temporary.mkdir(parents=True)
 
@@ -123,11 +123,11 @@ def write_files(save: Save, files: Mapping[str, FileContent], present: Iterable[
     Raises:
         CheckpointError: one can't be written.
     """
-    with _explained(save.final):
+    with explained(save.final):
         entries = seal_files(save.temporary, present)
     for name, content in files.items():
         path = save.temporary / name
-        with _explained(save.final):
+        with explained(save.final):
             path.parent.mkdir(exist_ok=True)
             if isinstance(content, Path):  # its checksum was taken when it was written, not of what it may be now
                 os.link(content, path)
@@ -151,7 +151,7 @@ def commit(save: Save, entries: Mapping[str, FileEntry]) -> Path:
 
     def name_it() -> None:
         if distributed.is_main():
-            with _explained(save.final):
+            with explained(save.final):
                 write_manifest(
                     save.temporary, Manifest(save.step, save.world_size, save.config_digest, save.versions, files)
                 )
@@ -192,7 +192,7 @@ def _write(path: Path, content: str | Mapping[str, object]) -> None:
 
 
 @contextmanager
-def _explained(final: Path) -> Iterator[None]:
+def explained(final: Path) -> Iterator[None]:
     """Say what failed where the disk refuses something; torch and safetensors raise errors of their own then."""
     try:
         yield

@@ -73,10 +73,10 @@ def run(args: argparse.Namespace) -> int:
     if args.deterministic:
         use_deterministic_algorithms()
     distributed.initialize()
-    from ds_seg.config import build_run_config
+    from ds_seg.resumption import resolve_run
     from ds_seg.supervision import supervised
 
-    config = build_run_config(run_options(args), distributed.world_size())
+    config = resolve_run(run_options(args))
     watched = supervised(config.work_dir, watchdog_timeout_s=config.watchdog_timeout_s, max_time_s=config.max_time_s)
     with explained_operations(), watched:
         train(config)
@@ -115,8 +115,8 @@ def train(run: RunConfig) -> None:
         record = TrainingLoop(run, engines, state, tracker, evaluate, ema)(loader)
         enter_phase("writing the summary and the report", patience=SLOW)
         _write_end(run, engines, state, record, resume_from, ema, tracker)
-        if record.stopped:
-            raise StoppedBySignal(f"{record.stopped} It took {stop.age_s():.1f} s from the signal to the end.")
+    if record.stopped:
+        raise StoppedBySignal(f"{record.stopped} It took {stop.age_s():.1f} s from the signal to the end.")
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ds_seg.openmmlab  # noqa: F401
+from ds_seg.config.batches import resolve_batches
 from ds_seg.config.deepspeed_json import load_deepspeed_json, resolve_deepspeed
 from ds_seg.config.dialect import choose_deepspeed_json, find_ignored, list_ignored_names
 from ds_seg.config.faults import Faults
@@ -39,9 +40,11 @@ class RunOptions:
     resume: str | None = None
     load_from: str | None = None
     seed: int | None = None
+    checkpoint: str = "sync"
+    global_batch: int | None = None
+    """Crops a step, whatever the config says: those of the checkpoint to resume from."""
     max_time: str | None = None
     watchdog_timeout_s: float | None = None
-    checkpoint: str = "sync"
     cfg_options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -142,20 +145,20 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
     _check_model(config.model, faults)
     _check_data(config, faults)
     clip_norm, cumulative_iters = read_optimizer_config(config.get("optimizer_config"), faults)
-    micro_batch = faults.integer("data.samples_per_gpu", config.data, 1, minimum=1)
-    accumulation_steps = _accumulation(config, micro_batch, cumulative_iters, world_size, faults)
+    batches = resolve_batches(
+        config, cumulative_iters=cumulative_iters, world_size=world_size, kept=options.global_batch, faults=faults
+    )
     log_interval_steps, wandb, ignored_loggers = read_log_config(config.get("log_config"), faults)
     ema, ignored_hooks = read_custom_hooks(config.get("custom_hooks"), faults)
     deepspeed_path, ignored_json = choose_deepspeed_json(options.deepspeed_config, config)
     deepspeed = resolve_deepspeed(
         load_deepspeed_json(deepspeed_path),
-        micro_batch=micro_batch,
-        accumulation_steps=accumulation_steps,
+        micro_batch=batches.micro_batch,
+        accumulation_steps=batches.accumulation_steps,
         world_size=world_size,
         faults=faults,
     )
-    if ema is not None:
-        _check_ema_offload(deepspeed, faults)
+    ignored = find_ignored(dict(config.items())) | ignored_json | ignored_loggers | ignored_hooks
     run = RunConfig(
         name=path.stem,
         mmseg=config,
@@ -163,8 +166,8 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         work_dir=Path(options.work_dir or config.get("work_dir") or Path("work_dirs") / path.stem).absolute(),
         seed=_read_seed(options, config, faults),
         world_size=world_size,
-        micro_batch=micro_batch,
-        accumulation_steps=accumulation_steps,
+        micro_batch=batches.micro_batch,
+        accumulation_steps=batches.accumulation_steps,
         optimizer=read_optimizer(config.optimizer, int(config.model.backbone.get("depth", 48)), faults),
         schedule=read_schedule(config.get("lr_config"), config.runner, faults),
         clip_norm=clip_norm,
@@ -179,7 +182,7 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         max_time_s=read_max_time(options.max_time, faults),
         watchdog_timeout_s=read_watchdog_timeout(options.watchdog_timeout_s, faults),
         find_unused_parameters=bool(config.get("find_unused_parameters", False)),
-        notes=_note_ignored(find_ignored(dict(config.items())) | ignored_json | ignored_loggers | ignored_hooks),
+        notes=(*_note_ignored(ignored), *batches.notes),
         **_read_intervals(config, faults),
     )
     faults.raise_if_any()
@@ -188,18 +191,6 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
 
 def _note_ignored(reasons: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(f"config key '{key}' has no effect: {why}" for key, why in reasons.items())
-
-
-def _check_ema_offload(deepspeed: Mapping[str, Any], faults: Faults) -> None:
-    zero = deepspeed.get("zero_optimization")
-    for part in ("offload_optimizer", "offload_param"):
-        section = zero.get(part) if isinstance(zero, Mapping) else None
-        if isinstance(section, Mapping) and section.get("device") == "nvme":
-            faults.add(
-                f"deepspeed.zero_optimization.{part}.device",
-                "got 'nvme', but averages (EMAHook) follow the weights at every step, and would read all of them back "
-                "from the disk. Use 'cpu', or remove the EMAHook.",
-            )
 
 
 def _read_seed(options: RunOptions, config: Config, faults: Faults) -> int:
@@ -228,23 +219,6 @@ def _read_resume(config: Config, faults: Faults) -> str | None:
             "load_from (--load-from), or name a checkpoint of ds_seg, or 'auto'.",
         )
     return given or ("auto" if config.get("auto_resume") else None)
-
-
-def _accumulation(config: Config, micro_batch: int, cumulative_iters: int, world_size: int, faults: Faults) -> int:
-    if config.get("global_batch") is None:
-        return cumulative_iters
-    global_batch = faults.integer("global_batch", config, micro_batch * world_size, minimum=1)
-    steps, remainder = divmod(global_batch, micro_batch * world_size)
-    if remainder or steps == 0:
-        faults.add(
-            "global_batch",
-            f"got {global_batch}, which is no multiple of data.samples_per_gpu={micro_batch} x {world_size} processes. "
-            f"Change data.samples_per_gpu (--cfg-options data.samples_per_gpu=N) or the number of processes.",
-        )
-        return cumulative_iters
-    if "cumulative_iters" in (config.get("optimizer_config") or {}) and cumulative_iters != steps:
-        faults.add("optimizer_config.cumulative_iters", f"got {cumulative_iters}, but global_batch makes it {steps}.")
-    return steps
 
 
 def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:

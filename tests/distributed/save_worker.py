@@ -153,10 +153,10 @@ def small_files_only(here: bool) -> Iterator[None]:
 def check_full_disk() -> dict:
     """A disk that refuses on rank 1 alone, or has too little room, when saving now and in the background."""
     report = {}
+    engines, train_step = start(make_run("bf16"))
     for kind in ("sync", "async"):
         run = in_background(make_run("bf16"), f"full_{kind}")
         run = dataclasses.replace(run, checkpoint_in_background=kind == "async")
-        engines, train_step = start(run)
         saver = CheckpointSaver(engines, run)
         saver.save(TrainingState(step=1))
         saver.wait()

@@ -63,6 +63,14 @@ def test_the_same_memory_is_used_again(tmp_path):
     assert write(copies.copy({"a.pt": content})["a.pt"], tmp_path / "a") == write(content, tmp_path / "b")
 
 
+def test_memory_that_a_save_has_no_use_for_is_given_back():
+    copies, content = HostCopies(), make_content()
+    first = copies.copy({"a.pt": content, "b.pt": make_content()})
+    kept = {tensor.untyped_storage().data_ptr() for tensor in find_tensors(first["a.pt"])}
+    copies.copy({"a.pt": content})
+    assert {storage.data_ptr() for storage in copies._memory.values()} == kept
+
+
 def test_text_and_links_stay_as_they_are():
     files = {"state.json": "{}", "backbone.safetensors": Path("a/b")}
     assert HostCopies().copy(files) == files
