@@ -25,7 +25,7 @@ def test_a_disk_that_is_full_before_a_save_is_found_before_anything_is_written(s
     life = run.start(launcher="deepspeed")
     run.wait_for_steps(life, 3)
     life.fault_now()
-    ballast = fill(disk)
+    ballast = fill(disk, leave_bytes=256 * 1024)
     run.interrupted("disk full, noticed before a save", life.finish(tells="are free"), exit_code=2)
     ballast.unlink()
     run.complete()
