@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def reference_of(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Ca
 
 def make_reference(folder: Path, steps: int) -> None:
     """Train without a fault and keep every checkpoint's hash."""
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
     folder.mkdir()
     config = CONFIG.format(
         base=str(CONFIGS_ROOT / "runs" / "demo.py"),
