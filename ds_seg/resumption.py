@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from ds_seg import distributed
-from ds_seg.checkpoint import find_resume_point, list_checkpoints
+from ds_seg.checkpoint.store import find_checkpoint, list_checkpoints
 from ds_seg.checkpoint.training_state import read_state
 from ds_seg.config import RunConfig, RunOptions, build_run_config
 from ds_seg.errors import CheckpointError
@@ -44,10 +44,8 @@ def resolve_run(options: RunOptions) -> RunConfig:
 
 def _read_saved(run: RunConfig) -> dict[str, Any] | None:
     """The state of the checkpoint to resume from; of `auto`'s, the newest that can be read (the load verifies them)."""
-    if run.resume == "auto":
-        candidates = list_checkpoints(run.work_dir)[::-1]
-    else:
-        candidates = [path for path in (find_resume_point(run.work_dir, run.resume or ""),) if path]
+    tag = run.resume or ""
+    candidates = list_checkpoints(run.work_dir)[::-1] if tag == "auto" else [find_checkpoint(run.work_dir, tag)]
     for folder in candidates:
         with contextlib.suppress(CheckpointError):
             return read_state(folder)
