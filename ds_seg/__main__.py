@@ -24,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     _hush_third_parties()
     from ds_seg import distributed
     from ds_seg.commands import add_commands
+    from ds_seg.tracking.console import LastingStream
+
+    sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
 
     parser = argparse.ArgumentParser(
         prog="ds-seg",

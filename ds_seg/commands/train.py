@@ -85,11 +85,14 @@ def train(run: RunConfig) -> None:
     from ds_seg.supervision import stop
     from ds_seg.supervision.progress import SLOW, enter_phase
     from ds_seg.workdir import open_work_dir, set_newer_checkpoints_aside
+    from ds_seg.workdir_lock import hold_work_dir
 
     enter_phase("opening the datasets")
     train_set, val_set = open_dataset(run, "train"), open_dataset(run, "val")
-    resume_from = open_work_dir(run)
-    with _open_tracker(run, resume_from, val_set) as tracker:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(hold_work_dir(run.work_dir))
+        resume_from = open_work_dir(run)
+        tracker = stack.enter_context(_open_tracker(run, resume_from, val_set))
         weights = None if resume_from else run.load_from
         enter_phase("building the engines and loading weights", patience=SLOW)
         engines = build_engines(run, training=True, weights=weights, log=tracker.info)
@@ -197,7 +200,8 @@ def _write_end(
 
     summary = measure_summary(run, engines, state, record, resume_from, ema)
     if distributed.is_main():
-        write_report(run.work_dir, summary)
-        write_summary(run.work_dir, summary)
-        tracker.info(f"wrote {run.work_dir / 'summary.json'} and {run.work_dir / 'report.html'}")
+        reported = tracker.write("reports", lambda: write_report(run.work_dir, summary))
+        written = [write_summary(run.work_dir, {**summary, "lost_records": tracker.lost})]
+        written += [run.work_dir / "report.html"] if reported else []
+        tracker.info(f"wrote {' and '.join(map(str, written))}")
     distributed.barrier()  # the first rank to end a stopped run ends all of them

@@ -157,11 +157,23 @@ def test_a_misspelt_key_in_a_file_is_an_error_and_a_variable_is_not(tmp_path):
 
 
 def test_a_config_with_a_syntax_error_or_missing_base_says_so(tmp_path):
-    with pytest.raises(ConfigError, match=r"mine\.py can't be read: SyntaxError"):
+    with pytest.raises(ConfigError, match=r"mine\.py line 2 is no Python: '\(' was never closed \(model = dict\("):
         build(write_config(tmp_path, "model = dict("))
+    with pytest.raises(ConfigError, match=r"mine\.py line 3 can't be read: NameError: name 'lr_'"):
+        build(write_config(tmp_path, "\noptimizer = dict(lr=lr_)"))
     (tmp_path / "mine.py").write_text("_base_ = './absent.py'")
     with pytest.raises(ConfigError, match=r"can't be read: FileNotFoundError.*absent\.py"):
         build(tmp_path / "mine.py")
+
+
+def test_a_config_that_was_cut_off_anywhere_is_read_or_refused(tmp_path):
+    """In a base too: no traceback, one message with the file; the line where Python knows one."""
+    source = (CONFIGS_ROOT / "datasets" / "demo.py").read_text()
+    (tmp_path / "mine.py").write_text("_base_ = './data.py'")
+    for length in range(0, len(source), 41):
+        (tmp_path / "data.py").write_text(source[:length])
+        with pytest.raises(ConfigError, match=r"data\.py line \d+ |data\.py: the file is empty|missing; a run needs"):
+            build(tmp_path / "mine.py")
 
 
 def test_missing_sections_are_named(tmp_path):
@@ -227,7 +239,11 @@ def test_batch_sizes_that_agree_are_accepted(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not valid JSON"), ("[]", "holds a list, want a JSON object"), (None, "does not exist.*zero3_bf16.json")],
+    [
+        ("{", r"is not valid JSON: .* line 1 column 2 .* cut off"),
+        ("[]", "holds a list, want a JSON object"),
+        (None, "does not exist.*zero3_bf16.json"),
+    ],
 )
 def test_an_unreadable_deepspeed_json(tmp_path, content, message):
     path = tmp_path / "ds.json"
