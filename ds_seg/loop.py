@@ -15,6 +15,7 @@ import torch
 from ds_seg import distributed
 from ds_seg.checkpoint import TrainingState, checkpoint_name, list_checkpoints, save_checkpoint
 from ds_seg.config import RunConfig
+from ds_seg.data.bad_samples import note_bad_samples
 from ds_seg.data.loader import MicroBatch
 from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
@@ -83,16 +84,20 @@ class TrainingLoop:
         self.ema = ema
         self.record = LoopRecord()
         self._train_step = TwoEngineStep(engines, run)
-        self._skipped_in_a_row = 0
         self._saved: Path | None = None
 
     def __call__(self, loader: Iterable[MicroBatch]) -> LoopRecord:
         """Train to the end, or until SIGTERM or SIGINT comes, which saves a checkpoint.
 
+        Args:
+            loader: micro-batches from `state.step` on.
+
         Raises:
-            TrainingDiverged: too many steps in a row were not finite.
+            TrainingDiverged: too many steps in a row were not finite; `state` tells which.
+            DataError: more samples could not be read than the run may replace.
         """
         self._train_step.scheduled_steps = self.state.scheduled_steps
+        self._saved = None
         batches = iter(loader)
         with StopRequest() as stop:
             while self.state.step < self.run.schedule.max_steps:
@@ -106,6 +111,7 @@ class TrainingLoop:
         started = time.perf_counter()
         micro_batches = [next(batches) for _ in range(self.run.accumulation_steps)]
         waited_s = time.perf_counter() - started
+        self._note_bad_samples(micro_batches)
         result = self._train_step(self.state.step, micro_batches)
         if self.ema is not None and not result.skipped:
             self.ema.update(self.state.scheduled_steps)
@@ -115,25 +121,33 @@ class TrainingLoop:
         self.tracker.log_step(self._row(result, step_time_s, waited_s))
         self._evaluate_and_save()
 
+    def _note_bad_samples(self, micro_batches: list[MicroBatch]) -> None:
+        most = self.run.max_bad_samples
+        if most:
+            met = [bad for batch in micro_batches for bad in batch.replaced]
+            self.state.bad_samples = note_bad_samples(self.state.bad_samples, met, most, self.tracker.warn)
+
     def _count(self, result: StepResult) -> None:
-        self.state.step += 1
-        self.state.scheduled_steps = self._train_step.scheduled_steps
+        state = self.state
+        state.step += 1
+        state.scheduled_steps = self._train_step.scheduled_steps
         if not result.skipped:
-            self._skipped_in_a_row = 0
+            state.skipped_in_a_row = 0
             return
-        self.state.skipped_steps += 1
-        self._skipped_in_a_row += 1
+        state.skipped_steps += 1
+        state.skipped_in_a_row += 1
         self.tracker.warn(
-            f"step {self.state.step} skipped in both engines: loss {result.losses['loss']:g}, "
-            f"gradient norm {result.grad_norm:g} ({self.state.skipped_steps} skipped so far)"
+            f"step {state.step} skipped in both engines: loss {result.losses['loss']:g}, "
+            f"gradient norm {result.grad_norm:g} ({state.skipped_steps} skipped so far)"
         )
-        if self._skipped_in_a_row >= self.run.max_skipped_steps:
+        if state.skipped_in_a_row >= self.run.max_skipped_steps:
             complete = list_checkpoints(self.run.work_dir)
             last = f"The last good checkpoint is {complete[-1]}" if complete else "No checkpoint was saved yet"
             raise TrainingDiverged(
-                f"Loss or gradient was not finite in {self._skipped_in_a_row} steps in a row, the last at step "
-                f"{self.state.step}. {last}. Lower optimizer.lr, set optimizer_config.grad_clip.max_norm, or look "
-                "for damaged images (ds_seg checks annotations at start unless check_data=False)."
+                f"Loss or gradient was not finite in {state.skipped_in_a_row} steps in a row, the last at step "
+                f"{state.step}. {last}. Lower optimizer.lr, set optimizer_config.grad_clip.max_norm, look for damaged "
+                "images (ds_seg checks annotations at start unless check_data=False), or let --on-divergence rollback "
+                "leave such data out."
             )
 
     def _row(self, result: StepResult, step_time_s: float, waited_s: float) -> dict[str, float | int]:

@@ -64,7 +64,8 @@ def save_checkpoint(engines: Engines, run: RunConfig, state: TrainingState, ema:
     if distributed.is_main():
         write_manifest(temporary, {name: entry for part in sealed for name, entry in part.items()})
         _publish(temporary, final)
-        drop_old_checkpoints(run.work_dir, run.keep_checkpoints, state.best_checkpoint)
+        good_step = state.step - state.skipped_in_a_row
+        drop_old_checkpoints(run.work_dir, run.keep_checkpoints, state.best_checkpoint, good_step)
     distributed.barrier()
     return final
 

@@ -88,12 +88,25 @@ def resolve_weights(given: str) -> Path:
     return path if is_weight_path(path) and not list_checkpoints(path) else resolve_checkpoint(given)
 
 
-def drop_old_checkpoints(work_dir: Path, keep: int, best: str | None) -> None:
-    """Remove all but the newest `keep` checkpoints and the one named `best`."""
-    for path in list_checkpoints(work_dir)[:-keep]:
-        if path.name != best:
-            (path / MANIFEST).unlink()
-            shutil.rmtree(path)
+def drop_old_checkpoints(work_dir: Path, keep: int, best: str | None, good_step: int) -> None:
+    """Remove all but the newest `keep` checkpoints, the one named `best`, and the newest up to `good_step`."""
+    complete = list_checkpoints(work_dir)
+    good = [path for path in complete if checkpoint_step(path) <= good_step][-1:]
+    for path in complete[:-keep]:
+        if path.name != best and path not in good:
+            _remove(path)
+
+
+def drop_checkpoints_after(work_dir: Path, step: int) -> None:
+    """Remove the checkpoints of later steps."""
+    for path in list_checkpoints(work_dir):
+        if checkpoint_step(path) > step:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    (path / MANIFEST).unlink()  # first, so that a kill leaves nothing that looks complete
+    shutil.rmtree(path)
 
 
 def drop_leftovers(work_dir: Path) -> None:

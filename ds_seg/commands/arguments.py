@@ -42,5 +42,6 @@ def run_options(args: argparse.Namespace) -> RunOptions:
         resume=getattr(args, "resume", None),
         load_from=getattr(args, "load_from", None),
         seed=getattr(args, "seed", None),
+        on_divergence=getattr(args, "on_divergence", None),
         cfg_options=parse_overrides(args.cfg_options),
     )

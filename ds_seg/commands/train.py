@@ -40,6 +40,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seed", type=int, metavar="N", help="fixes data order, augmentation and noise (default: 0)")
     parser.add_argument(
+        "--on-divergence",
+        choices=["stop", "rollback"],
+        help="after max_skipped_steps steps in a row that are not finite: stop (default), or go back to the last good "
+        "checkpoint and leave their data out, max_rollbacks times (3) at most",
+    )
+    parser.add_argument(
         "--deterministic",
         action="store_true",
         help="slower: the same bits every time on GPUs too (docs/determinism.md)",
@@ -67,6 +73,7 @@ def train(run: RunConfig) -> None:
     from ds_seg.engine.ema import WeightAverages
     from ds_seg.loop import TrainingLoop
     from ds_seg.predictions import PredictingEvaluator
+    from ds_seg.rollback import train_with_rollbacks
     from ds_seg.session import Evaluator, build_engines, open_dataset
     from ds_seg.workdir import open_work_dir, set_newer_checkpoints_aside
     from ds_seg.workdir_lock import hold_work_dir
@@ -82,11 +89,12 @@ def train(run: RunConfig) -> None:
         state = resume_training(resume_from, engines, run, ema) if resume_from else TrainingState()
         if resume_from and distributed.is_main():
             set_newer_checkpoints_aside(run.work_dir, resume_from)
+        state.note_train_images(len(train_set))
         _describe_start(run, engines, state, weights, tracker)
         evaluate = PredictingEvaluator(Evaluator(run, val_set), engines, tracker, ema)
-        loader = _build_loader(run, train_set, state, engines)
-        record = TrainingLoop(run, engines, state, tracker, evaluate, ema)(loader)
-        _write_end(run, engines, state, record, resume_from, ema, tracker)
+        loop = TrainingLoop(run, engines, state, tracker, evaluate, ema)
+        record = train_with_rollbacks(loop, lambda state: _build_loader(run, train_set, state, engines))
+        _write_end(run, engines, loop.state, record, resume_from, ema, tracker)
         if record.stopped:
             raise StoppedBySignal(record.stopped)
 
@@ -162,6 +170,8 @@ def _build_loader(run: RunConfig, train_set: Any, state: TrainingState, engines:
         stop_step=run.schedule.max_steps,
         num_workers=run.workers,
         pin_memory=engines.device.type == "cuda",
+        max_bad_samples=run.max_bad_samples,
+        left_out=state.left_out,
     )
 
 

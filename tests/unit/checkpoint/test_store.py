@@ -2,7 +2,7 @@ import pytest
 
 from ds_seg.checkpoint import checkpoint_name, find_resume_point, list_checkpoints, resolve_checkpoint
 from ds_seg.checkpoint.manifest import MANIFEST
-from ds_seg.checkpoint.store import checkpoints_folder, drop_leftovers, drop_old_checkpoints
+from ds_seg.checkpoint.store import checkpoints_folder, drop_checkpoints_after, drop_leftovers, drop_old_checkpoints
 from ds_seg.errors import CheckpointError
 
 
@@ -82,16 +82,30 @@ def test_a_checkpoint_argument_that_names_none_is_refused(tmp_path, given, text)
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     for step in (10, 20, 30, 40):
         make(tmp_path, checkpoint_name(step))
-    drop_old_checkpoints(tmp_path, keep=2, best="step_000010")
+    drop_old_checkpoints(tmp_path, keep=2, best="step_000010", good_step=40)
     assert names(tmp_path) == ["step_000010", "step_000030", "step_000040"]
-    drop_old_checkpoints(tmp_path, keep=1, best=None)
+    drop_old_checkpoints(tmp_path, keep=1, best=None, good_step=40)
     assert names(tmp_path) == ["step_000040"]
     assert [path.name for path in checkpoints_folder(tmp_path).iterdir()] == ["step_000040"]
 
 
+def test_rotation_keeps_the_newest_from_before_steps_that_were_not_finite(tmp_path):
+    for step in (10, 20, 30, 40):
+        make(tmp_path, checkpoint_name(step))
+    drop_old_checkpoints(tmp_path, keep=1, best=None, good_step=25)
+    assert names(tmp_path) == ["step_000020", "step_000040"]
+
+
+def test_a_rollback_removes_the_checkpoints_of_later_steps(tmp_path):
+    for step in (10, 20, 30):
+        make(tmp_path, checkpoint_name(step))
+    drop_checkpoints_after(tmp_path, 20)
+    assert names(tmp_path) == ["step_000010", "step_000020"]
+
+
 def test_rotation_leaves_few_checkpoints_alone(tmp_path):
     make(tmp_path, "step_000010")
-    drop_old_checkpoints(tmp_path, keep=2, best=None)
+    drop_old_checkpoints(tmp_path, keep=2, best=None, good_step=10)
     assert names(tmp_path) == ["step_000010"]
 
 

@@ -1,3 +1,4 @@
+import json
 from dataclasses import asdict
 
 import pytest
@@ -5,7 +6,8 @@ import torch
 from torch import nn
 
 from ds_seg.checkpoint import TrainingState
-from ds_seg.checkpoint.training_state import STATE_FILE, describe_model, read_state, validate_same_model
+from ds_seg.checkpoint.training_state import STATE_FILE, Rollback, describe_model, read_state, validate_same_model
+from ds_seg.data.bad_samples import BadSample
 from ds_seg.errors import CheckpointError
 
 
@@ -63,3 +65,23 @@ def test_a_checkpoint_from_before_averages_has_none(tmp_path):
 def test_state_survives_its_file_form():
     state = TrainingState(step=7, scheduled_steps=5, skipped_steps=2, best_mIoU=0.25, best_checkpoint="step_000004")
     assert TrainingState(**asdict(state)) == state
+
+
+def test_a_state_comes_back_from_its_file_with_what_was_left_out_and_replaced():
+    state = TrainingState(
+        step=9,
+        train_images=16,
+        bad_samples=[BadSample(3, "a.jpg", "truncated")],
+        rollbacks=[Rollback(3, 4, 5), Rollback(6, 4, 5)],
+    )
+    assert TrainingState(**json.loads(json.dumps(asdict(state)))) == state
+    assert state.left_out == [(4, 5), (6, 7)]
+    assert TrainingState(step=3, scheduled_steps=3, skipped_steps=0, best_mIoU=None).left_out == []  # an older file
+
+
+def test_another_number_of_training_images_is_refused():
+    state = TrainingState()
+    state.note_train_images(16)
+    state.note_train_images(16)
+    with pytest.raises(CheckpointError, match=r"from 16 training images, and here are 15: each .*with --load-from"):
+        state.note_train_images(15)
