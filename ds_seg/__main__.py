@@ -77,7 +77,7 @@ def _fail(code: int, message: str) -> NoReturn:
         print(message, file=sys.stderr, flush=True)
         distributed.end_all_ranks(code)
     time.sleep(_REPORT_WAIT_S)  # the rank that reports ends this one with its own code
-    os._exit(code)
+    distributed.end_this_rank(code)
 
 
 if __name__ == "__main__":

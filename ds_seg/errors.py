@@ -54,6 +54,6 @@ class ExportError(DsSegError):
 
 
 class StoppedBySignal(DsSegError):
-    """The run was asked to stop (SIGTERM, SIGINT) and saved a checkpoint first."""
+    """The run was asked to stop (a signal, --max-time) and saved a checkpoint first."""
 
     exit_code = EXIT_STOPPED_BY_SIGNAL

@@ -22,7 +22,7 @@ from ds_seg.tracking.files import write_json_atomic, write_text_atomic
 from mmcv import Config  # isort: skip
 
 _PACKAGES = ("torch", "deepspeed", "mmcv-full", "mmsegmentation", "wandb", "numpy", "opencv-python")
-_OUTPUTS = ("checkpoints", "metrics.jsonl", "summary.json", "report.html", "predictions", "wandb_run_id")
+_OUTPUTS = ("checkpoints", "metrics.jsonl", "summary.json", "report.html", "predictions", "stacks", "wandb_run_id")
 
 
 def open_work_dir(run: RunConfig) -> Path | None:

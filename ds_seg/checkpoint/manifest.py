@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from ds_seg.errors import CheckpointError
+from ds_seg.supervision.progress import tick
 
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 24
@@ -91,6 +92,7 @@ def _measure(path: Path) -> FileEntry:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             checksum, size = zlib.crc32(chunk, checksum), size + len(chunk)
+            tick()
     return {"bytes": size, "crc32": checksum}
 
 

@@ -45,6 +45,8 @@ class TrainingState:
     """Of them, those since the last one that was not skipped."""
     best_mIoU: float | None = None
     best_checkpoint: str | None = None
+    evaluation_due: bool = False
+    """Whether the evaluation after this step is still to be made."""
     train_images: int | None = None
     """Samples of the training set, whose order follows from their number."""
     bad_samples: list[BadSample] = field(default_factory=list)

@@ -50,6 +50,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="store_true",
         help="slower: the same bits every time on GPUs too (docs/determinism.md)",
     )
+    parser.add_argument(
+        "--max-time",
+        metavar="[D-]HH:MM[:SS]",
+        help="save and end with 75 before so much time is over since the command started, as Slurm writes it: 23:30",
+    )
+    parser.add_argument(
+        "--watchdog-timeout",
+        type=float,
+        metavar="S",
+        help="seconds without progress after which a rank counts as stopped and all ranks end (default: 600; 0: never)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -61,9 +72,12 @@ def run(args: argparse.Namespace) -> int:
         use_deterministic_algorithms()
     distributed.initialize()
     from ds_seg.config import build_run_config
+    from ds_seg.supervision import supervised
 
-    with explained_operations():
-        train(build_run_config(run_options(args), distributed.world_size()))
+    config = build_run_config(run_options(args), distributed.world_size())
+    watched = supervised(config.work_dir, watchdog_timeout_s=config.watchdog_timeout_s, max_time_s=config.max_time_s)
+    with explained_operations(), watched:
+        train(config)
     return EXIT_OK
 
 
@@ -75,17 +89,22 @@ def train(run: RunConfig) -> None:
     from ds_seg.predictions import PredictingEvaluator
     from ds_seg.rollback import train_with_rollbacks
     from ds_seg.session import Evaluator, build_engines, open_dataset
+    from ds_seg.supervision import stop
+    from ds_seg.supervision.progress import SLOW, enter_phase
     from ds_seg.workdir import open_work_dir, set_newer_checkpoints_aside
     from ds_seg.workdir_lock import hold_work_dir
 
+    enter_phase("opening the datasets")
     train_set, val_set = open_dataset(run, "train"), open_dataset(run, "val")
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_work_dir(run.work_dir))
         resume_from = open_work_dir(run)
         tracker = stack.enter_context(_open_tracker(run, resume_from, val_set))
         weights = None if resume_from else run.load_from
+        enter_phase("building the engines and loading weights", patience=SLOW)
         engines = build_engines(run, training=True, weights=weights, log=tracker.info)
         ema = WeightAverages(engines, run.ema) if run.ema else None
+        enter_phase("resuming", patience=SLOW)
         state = resume_training(resume_from, engines, run, ema) if resume_from else TrainingState()
         if resume_from and distributed.is_main():
             set_newer_checkpoints_aside(run.work_dir, resume_from)
@@ -94,9 +113,10 @@ def train(run: RunConfig) -> None:
         evaluate = PredictingEvaluator(Evaluator(run, val_set), engines, tracker, ema)
         loop = TrainingLoop(run, engines, state, tracker, evaluate, ema)
         record = train_with_rollbacks(loop, lambda state: _build_loader(run, train_set, state, engines))
+        enter_phase("writing the summary and the report")
         _write_end(run, engines, loop.state, record, resume_from, ema, tracker)
         if record.stopped:
-            raise StoppedBySignal(record.stopped)
+            raise StoppedBySignal(f"{record.stopped} It took {stop.age_s():.1f} s from the signal to the end.")
 
 
 @contextlib.contextmanager

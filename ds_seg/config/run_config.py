@@ -13,6 +13,7 @@ from ds_seg.config.dialect import choose_deepspeed_json, find_ignored, list_igno
 from ds_seg.config.faults import Faults
 from ds_seg.config.files import read_config_file, resolve_config_path
 from ds_seg.config.head_fields import auxiliary_head_fields, classifying_head, decode_head_fields
+from ds_seg.config.limits import read_max_time, read_watchdog_timeout
 from ds_seg.config.sections import (
     EmaSettings,
     OptimizerSettings,
@@ -39,6 +40,8 @@ class RunOptions:
     load_from: str | None = None
     seed: int | None = None
     on_divergence: str | None = None
+    max_time: str | None = None
+    watchdog_timeout_s: float | None = None
     cfg_options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -75,6 +78,10 @@ class RunConfig:
     load_from: str | None
     resume: str | None
     check_data: bool
+    max_time_s: float | None
+    """Seconds from the start of the command in which it must have ended; None for no limit."""
+    watchdog_timeout_s: float
+    """Seconds without progress after which a rank counts as stopped; 0: never."""
     find_unused_parameters: bool
     notes: tuple[str, ...]
     """Lines for the log: keys of the config that have no meaning here, and why."""
@@ -171,6 +178,8 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         load_from=options.load_from or next(filter(None, _list_weights(config)), None),
         resume=options.resume or _read_resume(config, faults),
         check_data=bool(config.get("check_data", True)),
+        max_time_s=read_max_time(options.max_time, faults),
+        watchdog_timeout_s=read_watchdog_timeout(options.watchdog_timeout_s, faults),
         find_unused_parameters=bool(config.get("find_unused_parameters", False)),
         notes=_note_ignored(find_ignored(dict(config.items())) | ignored_json | ignored_loggers | ignored_hooks),
         **_read_intervals(config, faults),

@@ -5,15 +5,7 @@ import os
 import signal
 import time
 
-from command_line import wait_for_step
-from ds_seg.tracking.metrics_log import read_metrics
-
-TIMES = ("images_per_s", "data_wait_s", "memory_gib")
-
-
-def rows(work_dir):
-    """Rows of metrics.jsonl without what depends on the clock."""
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(work_dir / "metrics.jsonl")]
+from run_rows import rows, wait_for_step
 
 
 def test_stopped_by_a_signal_and_resumed(cli, tiny_config, tmp_path):

@@ -3,8 +3,8 @@
 import os
 import signal
 
-from command_line import wait_for_step
 from ds_seg.checkpoint.store import checkpoint_step, list_checkpoints
+from run_rows import wait_for_step
 
 
 def test_a_work_dir_in_use_is_refused_and_free_after_a_crash(cli, tiny_config, tmp_path):

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from ds_seg.distributed import free_port
-from ds_seg.tracking.metrics_log import read_metrics
 
 BIN = Path(sys.executable).parent
 TINY = """
@@ -63,23 +61,14 @@ class Cli:
             timeout=timeout_s,
         )
 
-    def start(self, *arguments: object, processes: int = 1) -> subprocess.Popen:
+    def start(self, *arguments: object, processes: int = 1, launcher: str = "deepspeed") -> subprocess.Popen:
         """Start and return at once; output goes to a file beside."""
         with (self.folder / "started.log").open("w") as log:
             return subprocess.Popen(
-                command(processes, *map(str, arguments), launcher="deepspeed"),
+                command(processes, *map(str, arguments), launcher=launcher),
                 cwd=self.folder,
                 env=self.env,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-
-
-def wait_for_step(process: subprocess.Popen, work_dir: Path, step: int, timeout_s: float = 120) -> None:
-    """Wait until a running process has logged a step."""
-    end = time.monotonic() + timeout_s
-    while not any(row["step"] >= step for row in read_metrics(work_dir / "metrics.jsonl")):
-        assert process.poll() is None, "the run ended before it could be stopped"
-        assert time.monotonic() < end, f"step {step} was not reached in {timeout_s} s"
-        time.sleep(0.05)
