@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ds_seg import distributed
-from ds_seg.checkpoint import TrainingState, checkpoint_name, list_checkpoints, save_checkpoint
+from ds_seg.checkpoint import CheckpointSaver, TrainingState, checkpoint_name, list_checkpoints
 from ds_seg.config import RunConfig
 from ds_seg.data.bad_samples import note_bad_samples
 from ds_seg.data.loader import MicroBatch
@@ -63,6 +63,7 @@ class TrainingLoop:
         self.ema = ema
         self.record = LoopRecord()
         self._train_step = TwoEngineStep(engines, run)
+        self._saver = CheckpointSaver(engines, run, ema, tracker.info)
         self._saved: Path | None = None
 
     def __call__(self, loader: Iterable[MicroBatch]) -> LoopRecord:
@@ -72,6 +73,7 @@ class TrainingLoop:
             loader: micro-batches from `state.step` on.
 
         Raises:
+            CheckpointError: a checkpoint could not be written.
             TrainingDiverged: too many steps in a row were not finite; `state` tells which.
             DataError: more samples could not be read than the run may replace.
         """
@@ -85,6 +87,7 @@ class TrainingLoop:
                     self._one_step(batches)
             except stop.StopRequested:
                 self.record.stopped = self._stop()
+            self._saver.wait()
         return self.record
 
     def _one_step(self, batches: Iterator[MicroBatch]) -> None:
@@ -141,6 +144,7 @@ class TrainingLoop:
             f"gradient norm {result.grad_norm:g} ({state.skipped_steps} skipped so far)"
         )
         if state.skipped_in_a_row >= self.run.max_skipped_steps:
+            self._saver.wait()
             complete = list_checkpoints(self.run.work_dir)
             last = f"The last good checkpoint is {complete[-1]}" if complete else "No checkpoint was saved yet"
             raise TrainingDiverged(
@@ -165,6 +169,7 @@ class TrainingLoop:
         }
 
     def _evaluate_and_save(self) -> None:
+        self._saver.poll()
         improved = False
         if self._is_due(self.run.eval_interval_steps):
             self.state.evaluation_due = True  # until it is done: one that is stopped is made again after the resume
@@ -188,11 +193,7 @@ class TrainingLoop:
     def _save(self) -> Path:
         if self._saved is None or self._saved.name != checkpoint_name(self.state.step):
             enter_phase(f"saving after step {self.state.step}", patience=SLOW)
-            started = time.perf_counter()
-            self._saved = save_checkpoint(self.engines, self.run, self.state, self.ema)
-            save_time_s = time.perf_counter() - started
-            stop.pace.note_save(save_time_s)
-            self.tracker.info(f"saved {self._saved} in {save_time_s:.1f} s")
+            self._saved = self._saver.save(self.state)
         return self._saved
 
     def _stop(self) -> str:

@@ -69,7 +69,7 @@ def _go_back(loop: TrainingLoop, divergence: TrainingDiverged) -> TrainingState:
     rollbacks = [*diverged.rollbacks, rollback]
     state = dataclasses.replace(state, rollbacks=rollbacks, train_images=diverged.train_images)
     if distributed.is_main():  # of steps that are now made anew, with other data
-        drop_checkpoints_after(run.work_dir, state.step)
+        drop_checkpoints_after(run.work_dir, state.step, state.best_checkpoint)
     distributed.barrier()
     loop.tracker.rewind(state.step)
     warn(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ds_seg import distributed
 from ds_seg.errors import CheckpointError
@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 EMA_FOLDER = "ema"
 
 
-def save_backbone_averages(folder: Path, ema: WeightAverages) -> None:
-    """Write this rank's part of each average to a file of its own."""
-    path = _own_file(folder)
-    path.parent.mkdir(exist_ok=True)
-    save_file(ema.backbone, path)
+def averages_file() -> str:
+    """Where a checkpoint holds this rank's part of each average of the backbone."""
+    return f"{EMA_FOLDER}/rank_{distributed.rank():05d}.safetensors"
 
 
 def validate_backbone_averages(folder: Path, ema: WeightAverages) -> None:
@@ -32,7 +30,7 @@ def validate_backbone_averages(folder: Path, ema: WeightAverages) -> None:
     Raises:
         CheckpointError: they are averages of other parameters.
     """
-    with safe_open(_own_file(folder), "pt") as file:
+    with safe_open(folder / averages_file(), "pt") as file:
         got = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     wanted = {name: list(average.shape) for name, average in ema.backbone.items()}
     if got != wanted:
@@ -46,7 +44,7 @@ def validate_backbone_averages(folder: Path, ema: WeightAverages) -> None:
 
 def load_averages(folder: Path, ema: WeightAverages, heads: Mapping[str, torch.Tensor]) -> None:
     """Bring back this rank's averages of the backbone, and those of the heads as `heads` has them."""
-    ema.load(load_file(_own_file(folder)), heads)
+    ema.load(load_file(folder / averages_file()), heads)
 
 
 class SavedBackboneAverages:
@@ -63,7 +61,3 @@ class SavedBackboneAverages:
     def read(self, name: str) -> torch.Tensor:
         """One whole average, flat and in FP32."""
         return torch.cat([file.get_tensor(name) for file in self._files])
-
-
-def _own_file(folder: Path) -> Path:
-    return folder / EMA_FOLDER / f"rank_{distributed.rank():05d}.safetensors"

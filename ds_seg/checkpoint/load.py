@@ -10,7 +10,7 @@ from torch import nn
 
 from ds_seg import distributed
 from ds_seg.checkpoint.averages import load_averages, validate_backbone_averages
-from ds_seg.checkpoint.manifest import verify_files
+from ds_seg.checkpoint.resume_point import verify_checkpoint
 from ds_seg.checkpoint.saved_weights import SavedBackbone, read_saved_heads
 from ds_seg.checkpoint.store import BACKBONE_TAG, HEADS_FILE
 from ds_seg.checkpoint.training_state import TrainingState, read_state, validate_same_model, validate_same_run
@@ -21,10 +21,12 @@ from ds_seg.engine.precision import validate_precision
 from ds_seg.models.heads import SegmentationHeads
 
 
-def resume_training(folder: Path, engines: Engines, run: RunConfig, ema: WeightAverages | None = None) -> TrainingState:
+def resume_training(
+    folder: Path, engines: Engines, run: RunConfig, ema: WeightAverages | None = None, *, verified: bool = False
+) -> TrainingState:
     """Load weights, averages and optimizers of both engines; a collective over all ranks.
 
-    Nothing is loaded before every rank has verified its share of the files.
+    Nothing is loaded before every rank has verified its share of the files; `verified` where that has been done.
 
     Returns:
         Where the run stood.
@@ -42,7 +44,8 @@ def resume_training(folder: Path, engines: Engines, run: RunConfig, ema: WeightA
             validate_backbone_averages(folder, ema)
         return content
 
-    _verify(folder)
+    if not verified:
+        verify_checkpoint(folder)
     content = distributed.agree(check)
     if engines.trainable_backbone:
         loaded, _ = engines.backbone.load_checkpoint(str(folder), tag=BACKBONE_TAG, load_lr_scheduler_states=False)
@@ -81,17 +84,12 @@ def load_weights_from_checkpoint(folder: Path, backbone: nn.Module, heads: Segme
         validate_same_model(folder, content, backbone, heads)
         return content
 
-    _verify(folder)
+    verify_checkpoint(folder)
     content = distributed.agree(check)
     saved = distributed.agree(lambda: SavedBackbone(folder, content) if distributed.is_main() else None)
     _hand_out(saved, backbone)
     heads.load_state_dict(read_saved_heads(folder))
     return content["averaged"]
-
-
-def _verify(folder: Path) -> None:
-    """Every rank reads its share, and none parses a file before all of them are known to be whole."""
-    distributed.agree(lambda: verify_files(folder, distributed.rank(), distributed.world_size()))
 
 
 @torch.no_grad()

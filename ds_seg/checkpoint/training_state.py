@@ -87,8 +87,8 @@ def describe_model(backbone: nn.Module, heads: nn.Module) -> dict[str, dict[str,
     return {"backbone": shapes, "heads": {name: list(p.shape) for name, p in heads.state_dict().items()}}
 
 
-def write_state(folder: Path, state: TrainingState, run: RunConfig, engines: Engines, *, averaged: bool) -> None:
-    """Write the state file of a checkpoint that is being made; `averaged` if it holds averages of the weights."""
+def describe_state(state: TrainingState, run: RunConfig, engines: Engines, *, averaged: bool) -> str:
+    """The text of a checkpoint's state file; `averaged` if the checkpoint holds averages of the weights."""
     content = {
         "state": asdict(state),
         "seed": run.seed,
@@ -99,7 +99,7 @@ def write_state(folder: Path, state: TrainingState, run: RunConfig, engines: Eng
         "averaged": averaged,
         "model": describe_model(engines.backbone.module, engines.heads),
     }
-    (folder / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return json.dumps(content, indent=1)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -33,7 +33,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_config_arguments(parser)
     parser.add_argument("--work-dir", metavar="D", help="where everything is written (default: work_dirs/<run>)")
     parser.add_argument(
-        "--resume", metavar="auto|TAG", help="go on from the newest complete checkpoint, or from step_000100, say"
+        "--resume",
+        metavar="auto|TAG",
+        help="go on from the newest whole checkpoint, or from exactly this one: step_000100, latest, best, or a path",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default="sync",
+        choices=("sync", "async"),
+        help="async: training waits for a copy in host memory only, and a thread writes it (default: sync)",
     )
     parser.add_argument(
         "--load-from", metavar="F", help="start from a weight file (head too, if it has one) or a checkpoint"
@@ -105,7 +113,7 @@ def train(run: RunConfig) -> None:
         engines = build_engines(run, training=True, weights=weights, log=tracker.info)
         ema = WeightAverages(engines, run.ema) if run.ema else None
         enter_phase("resuming", patience=SLOW)
-        state = resume_training(resume_from, engines, run, ema) if resume_from else TrainingState()
+        state = resume_training(resume_from, engines, run, ema, verified=True) if resume_from else TrainingState()
         if resume_from and distributed.is_main():
             set_newer_checkpoints_aside(run.work_dir, resume_from)
         state.note_train_images(len(train_set))
@@ -113,7 +121,7 @@ def train(run: RunConfig) -> None:
         evaluate = PredictingEvaluator(Evaluator(run, val_set), engines, tracker, ema)
         loop = TrainingLoop(run, engines, state, tracker, evaluate, ema)
         record = train_with_rollbacks(loop, lambda state: _build_loader(run, train_set, state, engines))
-        enter_phase("writing the summary and the report")
+        enter_phase("writing the summary and the report", patience=SLOW)
         _write_end(run, engines, loop.state, record, resume_from, ema, tracker)
         if record.stopped:
             raise StoppedBySignal(f"{record.stopped} It took {stop.age_s():.1f} s from the signal to the end.")

@@ -40,6 +40,7 @@ class RunOptions:
     load_from: str | None = None
     seed: int | None = None
     on_divergence: str | None = None
+    checkpoint: str = "sync"
     max_time: str | None = None
     watchdog_timeout_s: float | None = None
     cfg_options: Mapping[str, Any] = field(default_factory=dict)
@@ -72,6 +73,9 @@ class RunConfig:
     save_best: bool
     checkpoint_interval_steps: int
     keep_checkpoints: int
+    keep_interval_steps: int | None
+    """Checkpoints at its multiples are never removed; None for none."""
+    checkpoint_in_background: bool
     ema: EmaSettings | None
     """How the weights are averaged; None where they are not."""
     wandb: WandbSettings
@@ -173,6 +177,7 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         max_rollbacks=_read_max_rollbacks(options, config, faults),
         max_bad_samples=faults.integer("data.max_bad_samples", config.data, 0, minimum=0),
         log_interval_steps=log_interval_steps,
+        checkpoint_in_background=options.checkpoint == "async",
         ema=ema,
         wandb=wandb,
         load_from=options.load_from or next(filter(None, _list_weights(config)), None),
@@ -261,7 +266,13 @@ def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:
     max_steps = config.runner.get("max_iters", 1)
     evaluation_keys = ("interval", "metric", "save_best", "by_epoch", "window_batch", *list_ignored_names("evaluation"))
     evaluation = faults.section("evaluation", config.get("evaluation"), evaluation_keys)
-    checkpoint_keys = ("interval", "by_epoch", "max_keep_ckpts", *list_ignored_names("checkpoint_config"))
+    checkpoint_keys = (
+        "interval",
+        "by_epoch",
+        "max_keep_ckpts",
+        "keep_interval",
+        *list_ignored_names("checkpoint_config"),
+    )
     checkpoint = faults.section("checkpoint_config", config.get("checkpoint_config"), checkpoint_keys)
     for name, section in (("evaluation", evaluation), ("checkpoint_config", checkpoint)):
         if section.get("by_epoch", False):
@@ -271,13 +282,28 @@ def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:
         faults.add("evaluation.save_best", f"got {save_best!r}, want 'mIoU' or None.")
     if evaluation.get("metric", "mIoU") not in ("mIoU", ["mIoU"]):
         faults.add("evaluation.metric", f"got {evaluation['metric']!r}, want 'mIoU' (mAcc and aAcc come with it).")
+    interval = faults.integer("checkpoint_config.interval", checkpoint, max_steps, minimum=1)
     return {
         "eval_interval_steps": faults.integer("evaluation.interval", evaluation, max_steps, minimum=1),
         "window_batch": faults.integer("evaluation.window_batch", evaluation, 1, minimum=1),
         "save_best": bool(save_best),
-        "checkpoint_interval_steps": faults.integer("checkpoint_config.interval", checkpoint, max_steps, minimum=1),
+        "checkpoint_interval_steps": interval,
+        "keep_interval_steps": _read_keep_interval(checkpoint, interval, faults),
         "keep_checkpoints": faults.integer("checkpoint_config.max_keep_ckpts", checkpoint, 2, minimum=1),
     }
+
+
+def _read_keep_interval(checkpoint: Mapping[str, Any], interval_steps: int, faults: Faults) -> int | None:
+    if checkpoint.get("keep_interval") is None:
+        return None
+    steps = faults.integer("checkpoint_config.keep_interval", checkpoint, interval_steps, minimum=1)
+    if steps % interval_steps:
+        faults.add(
+            "checkpoint_config.keep_interval",
+            f"got {steps}, but checkpoints are saved every {interval_steps} steps. Use a multiple of "
+            "checkpoint_config.interval.",
+        )
+    return steps
 
 
 def _check_model(model: Mapping[str, Any], faults: Faults) -> None:

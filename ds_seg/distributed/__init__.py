@@ -9,7 +9,7 @@ from ds_seg.distributed.collectives import (
     reduce_max,
     reduce_sum,
 )
-from ds_seg.distributed.ending import claim_failure_report, end_all_ranks, end_this_rank, is_ending
+from ds_seg.distributed.ending import claim_failure_report, count_absent_by, end_all_ranks, end_this_rank, is_ending
 from ds_seg.distributed.group import initialize, open_store, shutdown
 from ds_seg.distributed.world import (
     alone,
@@ -30,6 +30,7 @@ __all__ = [
     "barrier",
     "broadcast_object",
     "claim_failure_report",
+    "count_absent_by",
     "device",
     "end_all_ranks",
     "end_this_rank",

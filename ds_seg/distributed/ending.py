@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch.distributed as dist
@@ -31,6 +32,9 @@ _watcher: threading.Thread | None = None
 _reporting = threading.Event()
 """Set on the rank that ends the others, so that its own watcher leaves it the time to do so."""
 _ending = threading.Event()
+_DEATH_S = 0.1
+"""A connection breaks a moment before its process counts as ended."""
+_count_gone: Callable[[], int] = int
 
 
 def watch_for_the_end(store: dist.Store) -> None:
@@ -89,14 +93,14 @@ def end_all_ranks(code: int, *, absent: int = 0) -> NoReturn:
 
     Args:
         code: exit code.
-        absent: ranks that are known not to answer any more, and are not waited for.
+        absent: ranks that are known not to answer any more, and are not waited for, as are those that have ended.
     """
     _reporting.set()
     _ending.set()
     store = _store
     if store is not None:
         # in a thread: a store whose process was stopped does not answer, and knows no timeout
-        telling = threading.Thread(target=_tell, args=(store, code, world_size() - absent), daemon=True)
+        telling = threading.Thread(target=_tell, args=(store, code, absent), daemon=True)
         telling.start()
         telling.join(timeout=_LEAVE_TIMEOUT_S + 1)
     end_this_rank(code)
@@ -112,7 +116,15 @@ def end_this_rank(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _tell(store: dist.Store, code: int, expected: int) -> None:
+def count_absent_by(count_gone: Callable[[], int]) -> None:
+    """Let `count_gone` tell how many ranks have ended before anybody was told to: they will not answer."""
+    global _count_gone
+    _count_gone = count_gone
+
+
+def _tell(store: dist.Store, code: int, absent: int) -> None:
+    time.sleep(_DEATH_S)
+    expected = world_size() - max(absent, _count_gone())
     with contextlib.suppress(RuntimeError, dist.DistError):
         store.set(_END, f"{code} {expected}")
         _leave(store, expected)

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,7 +91,12 @@ def _is_launcher(process: psutil.Process) -> bool:
         return False
     if not arguments or not Path(arguments[0]).name.startswith("python"):
         return False  # a shell or `timeout` that names a launcher among its arguments
-    return any(Path(argument).name in _LAUNCHER_SCRIPTS or argument in _LAUNCHER_MODULES for argument in arguments[1:4])
+    for argument, following in pairwise([*arguments[1:], ""]):
+        if argument == "-m":
+            return following in _LAUNCHER_MODULES
+        if not argument.startswith("-"):
+            return Path(argument).name in _LAUNCHER_SCRIPTS
+    return False
 
 
 def _machine() -> str:

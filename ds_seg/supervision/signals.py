@@ -7,6 +7,7 @@ waits in a collective.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -27,7 +28,7 @@ _saving = threading.Event()
 
 @contextlib.contextmanager
 def listening(wake: Callable[[], None]) -> Iterator[None]:
-    """Listen for signals on this rank; the handlers from before come back afterwards.
+    """Listen for signals on this rank; the handlers from before come back afterwards unless the run is to stop.
 
     Args:
         wake: called when the run is asked to stop, to tell the other ranks.
@@ -36,14 +37,15 @@ def listening(wake: Callable[[], None]) -> Iterator[None]:
     writer.setblocking(False)
     before = {number: signal.signal(number, lambda _number, _frame: None) for number in STOPPING}
     descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=_stop_listening)
+    _keep_from_children()
     threading.Thread(target=_listen, args=(reader, wake), name="ds_seg signals", daemon=True).start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(descriptor)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # srun signals the rest once the first rank has ended: they are to end with 75 as well
+            signal.signal(number, handler if stop.requested() is None else signal.SIG_IGN)
         writer.close()  # ends the thread
 
 
@@ -57,9 +59,10 @@ def saving() -> Iterator[None]:
         _saving.clear()
 
 
-def _stop_listening() -> None:
+@functools.cache
+def _keep_from_children() -> None:
     """A forked data worker has this process's descriptor, but its signals are not this process's."""
-    signal.set_wakeup_fd(-1)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 def _listen(reader: socket.socket, wake: Callable[[], None]) -> None:

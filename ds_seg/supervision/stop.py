@@ -18,9 +18,9 @@ T = TypeVar("T")
 _POLL_S = 0.1
 _UNKNOWN_SAVE_SHARE = 0.1
 _UNKNOWN_SAVE_AT_MOST_S = 300.0
-_MARGIN_SHARE = 0.05
-_MARGIN_AT_MOST_S = 30.0
-"""For the summary, the report and the launcher."""
+_MARGIN_SHARE = 0.2
+_MARGIN_AT_MOST_S = 60.0
+"""For the summary, the report, wandb and the launcher."""
 _RECENT_STEPS = 20
 
 

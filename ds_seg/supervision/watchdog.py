@@ -49,6 +49,7 @@ class Watchdog:
         self._heartbeat, self._work_dir = heartbeat, work_dir
         self._timeout_s, self._interval_s, self._time_limit = timeout_s, interval_s, time_limit
         self._neighbours = on_this_machine(ranks)
+        distributed.count_absent_by(self._count_gone)
         self._launchers = find_launchers() if distributed.world_size() > 1 else []
         self._ages = Ages()
         self._gone_s: dict[int, float] = {}
@@ -71,6 +72,9 @@ class Watchdog:
             self._look_for_gone(elapsed_s)
             if self._timeout_s:
                 self._look_for_stopped(elapsed_s)
+
+    def _count_gone(self) -> int:
+        return sum(process.is_gone() for process in self._neighbours.values())
 
     def _look_for_stops(self) -> None:
         gone = next((launcher for launcher in self._launchers if launcher.is_gone()), None)
@@ -109,12 +113,13 @@ class Watchdog:
                 f"{names} of {distributed.world_size()} ended without a word: killed, crashed, or out of memory. "
                 f"The other ranks end too. {_REMEDY}"
             )
-            distributed.end_all_ranks(EXIT_FAULT, absent=len(gone))
+            distributed.end_all_ranks(EXIT_FAULT)
 
     def _look_for_stopped(self, elapsed_s: float) -> None:
         beats = dict(self._heartbeat.beats)
         self._ages.observe(beats, elapsed_s)
-        self._unanswered_s = self._unanswered_s + elapsed_s if self._answered == self._heartbeat.answered else 0.0
+        waiting = self._answered == self._heartbeat.answered and not self._heartbeat.lost
+        self._unanswered_s = self._unanswered_s + elapsed_s if waiting else 0.0
         self._answered = self._heartbeat.answered
         if self._unanswered_s > self._timeout_s * max((beat.patience for beat in beats.values()), default=1.0):
             keeper = "the launcher" if _launcher_keeps_the_store() else "rank 0"
@@ -122,7 +127,7 @@ class Watchdog:
                 f"{keeper}, which keeps the rendezvous store, has not answered for {self._unanswered_s:.0f} s: its "
                 f"process is stopped or its machine is gone"
             )
-        if not beats:
+        if not beats or self._heartbeat.lost:
             return
         silent = find_silent(beats, self._ages, self._timeout_s)
         if silent and distributed.is_main():

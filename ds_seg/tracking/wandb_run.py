@@ -19,7 +19,8 @@ import psutil
 
 from ds_seg.config.sections import WandbSettings
 from ds_seg.evaluation.pictures import Picture
-from ds_seg.tracking.files import to_json_value, write_text_atomic
+from ds_seg.files import write_text_atomic
+from ds_seg.tracking.files import to_json_value
 
 if TYPE_CHECKING:
     import wandb

@@ -134,7 +134,7 @@ def test_a_resumed_run_goes_on_bit_for_bit_on_one_rank(one_rank):
 
 def test_checkpoints_of_a_frozen_backbone_share_its_file(two_ranks):
     got = two_ranks[0]["check_linked_backbone"]
-    assert got == {"shared": True, "again": True, "folders": ["step_000001", "step_000002"]}
+    assert got == {"shared": True, "again": True, "folders": ["latest", "step_000001", "step_000002"]}
 
 
 @pytest.mark.parametrize("kind", ["trained", "frozen", "part"])

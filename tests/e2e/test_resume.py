@@ -38,7 +38,7 @@ def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_resumes_it(cli, tiny
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert cli("train", tiny_config, "--work-dir", straight, processes=2, launcher="torchrun").returncode == 0
 
-    process = cli.start("train", tiny_config, "--work-dir", killed, processes=2)
+    process = cli.start("train", tiny_config, "--work-dir", killed, "--checkpoint", "async", processes=2)
     wait_for_step(process, killed, 8)
     kill_one_rank(process.pid)
     assert process.wait(90) != 0

@@ -8,7 +8,7 @@ import pytest
 import ds_seg
 
 ROOMS = (
-    "errors openmmlab distributed supervision config data models engine evaluation checkpoint inference tracking "
+    "errors files openmmlab distributed supervision config data models engine evaluation checkpoint inference tracking "
     "planning session predictions loop rollback summary workdir_lock workdir commands __main__"
 ).split()
 PACKAGE = Path(ds_seg.__file__).parent

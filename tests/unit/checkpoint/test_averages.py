@@ -2,12 +2,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ds_seg import distributed
 from ds_seg.checkpoint.averages import (
     SavedBackboneAverages,
+    averages_file,
     load_averages,
-    save_backbone_averages,
     validate_backbone_averages,
 )
 from ds_seg.errors import CheckpointError
@@ -27,7 +28,8 @@ def folder(tmp_path, monkeypatch):
     for rank in range(3):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         parts = {name: whole[rank * 3 : rank * 3 + 3].clone() for name, whole in WHOLE.items()}
-        save_backbone_averages(tmp_path, make_ema(**parts))
+        (tmp_path / averages_file()).parent.mkdir(exist_ok=True)
+        save_file(parts, tmp_path / averages_file())
     return tmp_path
 
 

@@ -262,3 +262,12 @@ def test_divergence_and_bad_samples_are_stated_in_the_config_or_on_the_command_l
         build(write_config(tmp_path, "on_divergence = 'go'"))
     with pytest.raises(ConfigError, match=r"data\.max_bad_samples: got -1, want a whole number of at least 0"):
         build(write_config(tmp_path, "data = dict(max_bad_samples=-1)"))
+
+
+def test_when_checkpoints_are_kept_and_how_they_are_written():
+    run = build_with("checkpoint_config.interval=50", "checkpoint_config.keep_interval=200")
+    assert (run.checkpoint_interval_steps, run.keep_interval_steps, run.checkpoint_in_background) == (50, 200, False)
+    assert build().keep_interval_steps is None and build(checkpoint="async").checkpoint_in_background
+    text = r"checkpoint_config\.keep_interval: got 70, but checkpoints are saved every 50 steps\. Use a multiple"
+    with pytest.raises(ConfigError, match=text):
+        build_with("checkpoint_config.interval=50", "checkpoint_config.keep_interval=70")
