@@ -47,7 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--sweep", metavar="1,8,64", help="a scaling table over these numbers of GPUs, and a chart")
     parser.add_argument("--chart", type=Path, metavar="PNG", help="where (default: plan_<run>_scaling.png)")
-    parser.add_argument("--out", type=Path, metavar="F", help="DeepSpeed JSON (default: plan_<run>_<N>gpus.json)")
+    parser.add_argument("--out", type=Path, metavar="F", help="DeepSpeed JSON (default: plan_<run>_<N>_gpus.json)")
     parser.add_argument("--json", type=Path, metavar="F", help="also write the whole plan for machines")
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     parser.set_defaults(run=run)
@@ -90,10 +90,11 @@ def _plan_each(args: argparse.Namespace, planner: Planner, hardware: Hardware, w
         print(f"\n{_name_gpus(there)}")
         if chosen is None:
             lacking.append(_describe_remedy(planner, there))
-            print(f"does not fit. {lacking[-1]}")
+            if len(worlds) > 1:
+                print(f"does not fit. {lacking[-1]}")
             continue
         if len(worlds) == 1:
-            print(format_comparison(list(planner.list_candidates(there)), None))
+            print(format_comparison(list(planner.list_candidates(there)), chosen))
         print(f"recommended: {describe_choice(chosen)}")
         print(format_candidate(chosen))
         _print_start(args, planner, chosen)
@@ -129,7 +130,7 @@ def _print_start(args: argparse.Namespace, planner: Planner, chosen: Candidate) 
     from ds_seg.planning.command import build_deepspeed_json, build_train_arguments
     from ds_seg.tracking.files import write_json_atomic
 
-    out = args.out or Path(f"plan_{planner.run.name}_{chosen.batch.gpus}gpus.json")
+    out = args.out or _default_out(planner.run.name, chosen.batch.gpus)
     write_json_atomic(out, build_deepspeed_json(chosen))
     arguments = build_train_arguments(planner.run, args.config, args.cfg_options, chosen)
     own = planner.run.global_batch if planner.run.mmseg.get("global_batch") is not None else chosen.batch.images
@@ -158,6 +159,10 @@ def _describe_remedy(planner: Planner, hardware: Hardware) -> str:
         f"{enough}. "
         "Other cures: larger GPUs (--gpu-memory), more host memory (--host-memory), a smaller crop or head."
     )
+
+
+def _default_out(name: str, gpus: int) -> Path:
+    return Path(f"plan_{name}_{gpus}_gpu{'s' if gpus > 1 else ''}.json")
 
 
 def _name_gpus(hardware: Hardware) -> str:
@@ -209,7 +214,7 @@ def _validate_outputs(args: argparse.Namespace, name: str, worlds: list[int]) ->
     if args.sweep:
         outputs = [args.chart or Path(f"plan_{name}_scaling.png")]
     else:
-        outputs = [args.out or Path(f"plan_{name}_{gpus}gpus.json") for gpus in worlds]
+        outputs = [args.out or _default_out(name, gpus) for gpus in worlds]
     there = [str(path) for path in [*outputs, args.json] if path is not None and path.exists()]
     if there and not args.force:
         raise UserError(

@@ -58,7 +58,7 @@ def describe_choice(candidate: Candidate) -> str:
     if candidate.states.offload:
         offload = "in host memory" + ("" if candidate.states.pin_memory else ", not pinned")
     return (
-        f"{batch.micro_batch} crops x {batch.accumulation_steps} micro-batches x {batch.gpus} GPUs, checkpointing "
+        f"{batch.micro_batch} crops at once x {batch.accumulation_steps} x {batch.gpus} GPUs, checkpointing "
         f"'{candidate.checkpointing}', optimizer {offload}"
     )
 
@@ -84,7 +84,7 @@ def format_comparison(candidates: Sequence[Candidate], chosen: Candidate | None)
         if key in seen:
             continue
         seen.add(key)
-        verdict = "chosen" if candidate is chosen else "yes" if candidate.fits else "no"
+        verdict = "chosen" if candidate == chosen else "yes" if candidate.fits else "no"
         place = "host" if candidate.states.offload else "GPU"
         figures = [f"{candidate.gpu_gib:.1f}", f"{candidate.host_gib:.0f}", f"{candidate.time.total_s:.2f}"]
         table.add_row([*key[:2], place, *figures, verdict])

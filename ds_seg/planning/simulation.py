@@ -119,9 +119,9 @@ def _simulate_depth(model_cfg: Mapping[str, Any], depth: int, setting: StepSetti
             features = backbone(images_B3HW)
             kept, forward_flops = Counter(tracker.live), tracker.flops
             tracker.enter(BACKWARD)
-            if any(feature.requires_grad for feature in features):
-                gradients = [torch.empty_like(feature) for feature in features]
-                torch.autograd.backward(features, gradients)
+            trained = [feature for feature in features if feature.requires_grad]
+            if trained:
+                torch.autograd.backward(trained, [torch.empty_like(feature) for feature in trained])
     return Trace(kept, tracker.peaks[BACKWARD], Counter(forward=forward_flops, all=tracker.flops))
 
 
