@@ -24,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     _hush_third_parties()
     from ds_seg import distributed
     from ds_seg.commands import add_commands
+    from ds_seg.tracking.console import LastingStream
+
+    sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
 
     parser = argparse.ArgumentParser(
         prog="ds-seg",
@@ -74,7 +77,7 @@ def _fail(code: int, message: str) -> NoReturn:
         print(message, file=sys.stderr, flush=True)
         distributed.end_all_ranks(code)
     time.sleep(_REPORT_WAIT_S)  # the rank that reports ends this one with its own code
-    os._exit(code)
+    distributed.end_this_rank(code)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class WeightsError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged, or of another model or world size."""
+    """A checkpoint that is missing, damaged, of another model or world size, or that can't be written."""
 
 
 class TrainingDiverged(DsSegError):
@@ -54,6 +54,6 @@ class ExportError(DsSegError):
 
 
 class StoppedBySignal(DsSegError):
-    """The run was asked to stop (SIGTERM, SIGINT) and saved a checkpoint first."""
+    """The run was asked to stop (a signal, --max-time) and saved a checkpoint first."""
 
     exit_code = EXIT_STOPPED_BY_SIGNAL

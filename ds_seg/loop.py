@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import resource
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
 
 import torch
 
 from ds_seg import distributed
-from ds_seg.checkpoint import TrainingState, checkpoint_name, list_checkpoints, save_checkpoint
+from ds_seg.checkpoint import CheckpointSaver, TrainingState, checkpoint_name, list_checkpoints
 from ds_seg.config import RunConfig
 from ds_seg.data.loader import MicroBatch
 from ds_seg.engine.ema import WeightAverages
@@ -21,6 +19,9 @@ from ds_seg.engine.engines import Engines
 from ds_seg.engine.step import StepResult, TwoEngineStep
 from ds_seg.errors import TrainingDiverged
 from ds_seg.evaluation.evaluate import EvaluationResult
+from ds_seg.supervision import stop
+from ds_seg.supervision.progress import SLOW, enter_phase
+from ds_seg.supervision.signals import saving
 from ds_seg.tracking.tracker import Tracker
 
 Evaluate = Callable[[int], EvaluationResult]
@@ -34,28 +35,6 @@ class LoopRecord:
     evaluation: EvaluationResult | None = None
     stopped: str | None = None
     """Why the loop ended before the last step, and how to go on; None if it did not."""
-
-
-class StopRequest:
-    """Remembers SIGTERM and SIGINT, so that a run can save before it stops."""
-
-    def __init__(self) -> None:
-        self.signal_name: str | None = None
-        self._previous: dict[signal.Signals, object] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self.signal_name = signal.Signals(number).name
 
 
 class TrainingLoop:
@@ -84,36 +63,61 @@ class TrainingLoop:
         self.record = LoopRecord()
         self._train_step = TwoEngineStep(engines, run)
         self._skipped_in_a_row = 0
+        self._saver = CheckpointSaver(engines, run, ema, tracker.info)
         self._saved: Path | None = None
 
     def __call__(self, loader: Iterable[MicroBatch]) -> LoopRecord:
-        """Train to the end, or until SIGTERM or SIGINT comes, which saves a checkpoint.
+        """Train to the end, or until the run is to stop, which saves a checkpoint.
 
         Raises:
+            CheckpointError: a checkpoint could not be written.
             TrainingDiverged: too many steps in a row were not finite.
         """
         self._train_step.scheduled_steps = self.state.scheduled_steps
-        batches = iter(loader)
-        with StopRequest() as stop:
-            while self.state.step < self.run.schedule.max_steps:
-                self._one_step(batches)
-                if distributed.any_rank(stop.signal_name is not None):
-                    self.record.stopped = self._stop(stop.signal_name or "a signal to another rank")
-                    break
+        batches = stop.Leavable(loader)
+        with saving():
+            try:
+                if self.state.evaluation_due:
+                    self._evaluate_and_save()
+                while self.state.step < self.run.schedule.max_steps:
+                    self._one_step(batches)
+            except stop.StopRequested:
+                self.record.stopped = self._stop()
+            self._saver.wait()
         return self.record
 
     def _one_step(self, batches: Iterator[MicroBatch]) -> None:
         started = time.perf_counter()
-        micro_batches = [next(batches) for _ in range(self.run.accumulation_steps)]
-        waited_s = time.perf_counter() - started
+        micro_batches, waited_s = self._fetch(batches)
         result = self._train_step(self.state.step, micro_batches)
         if self.ema is not None and not result.skipped:
             self.ema.update(self.state.scheduled_steps)
         step_time_s = time.perf_counter() - started
         self.record.step_times_s.append(step_time_s)
+        stop.pace.note_step(step_time_s)
         self._count(result)
         self.tracker.log_step(self._row(result, step_time_s, waited_s))
         self._evaluate_and_save()
+
+    def _fetch(self, batches: Iterator[MicroBatch]) -> tuple[list[MicroBatch], float]:
+        """The micro-batches of a step and the seconds they took, if all ranks have theirs and none is to stop.
+
+        A rank that waits for its data can still agree to stop, because no rank begins a step before all have agreed.
+
+        Raises:
+            StopRequested: on all ranks alike.
+        """
+        enter_phase(f"waiting for the data of step {self.state.step + 1}")
+        started = time.perf_counter()
+        try:
+            micro_batches = [next(batches) for _ in range(self.run.accumulation_steps)]
+        except stop.StopRequested:
+            micro_batches = []
+        waited_s = time.perf_counter() - started
+        enter_phase(f"agreeing to begin step {self.state.step + 1}")
+        if distributed.any_rank(stop.requested() is not None):
+            raise stop.StopRequested
+        return micro_batches, waited_s
 
     def _count(self, result: StepResult) -> None:
         self.state.step += 1
@@ -128,6 +132,7 @@ class TrainingLoop:
             f"gradient norm {result.grad_norm:g} ({self.state.skipped_steps} skipped so far)"
         )
         if self._skipped_in_a_row >= self.run.max_skipped_steps:
+            self._saver.wait()
             complete = list_checkpoints(self.run.work_dir)
             last = f"The last good checkpoint is {complete[-1]}" if complete else "No checkpoint was saved yet"
             raise TrainingDiverged(
@@ -151,31 +156,39 @@ class TrainingLoop:
         }
 
     def _evaluate_and_save(self) -> None:
+        self._saver.poll()
         improved = False
         if self._is_due(self.run.eval_interval_steps):
-            result = self.evaluate(self.state.step)
-            self.record.evaluation = result
-            self.tracker.log_evaluation(self.state.step, result.metrics(), result.table())
-            best = -1.0 if self.state.best_mIoU is None else self.state.best_mIoU
-            improved = self.run.save_best and result.mIoU > best
-            if improved:
-                self.state.best_mIoU = result.mIoU
-                self.state.best_checkpoint = checkpoint_name(self.state.step)
+            self.state.evaluation_due = True  # until it is done: one that is stopped is made again after the resume
+            improved = self._evaluate()
+            self.state.evaluation_due = False
         if improved or self._is_due(self.run.checkpoint_interval_steps):
             self._save()
 
+    def _evaluate(self) -> bool:
+        """Evaluate, and say whether the result is the best so far and to be saved."""
+        result = self.evaluate(self.state.step)
+        self.record.evaluation = result
+        self.tracker.log_evaluation(self.state.step, result.metrics(), result.table())
+        best = -1.0 if self.state.best_mIoU is None else self.state.best_mIoU
+        improved = self.run.save_best and result.mIoU > best
+        if improved:
+            self.state.best_mIoU = result.mIoU
+            self.state.best_checkpoint = checkpoint_name(self.state.step)
+        return improved
+
     def _save(self) -> Path:
         if self._saved is None or self._saved.name != checkpoint_name(self.state.step):
-            started = time.perf_counter()
-            self._saved = save_checkpoint(self.engines, self.run, self.state, self.ema)
-            self.tracker.info(f"saved {self._saved} in {time.perf_counter() - started:.1f} s")
+            enter_phase(f"saving after step {self.state.step}", patience=SLOW)
+            self._saved = self._saver.save(self.state)
         return self._saved
 
-    def _stop(self, reason: str) -> str:
+    def _stop(self) -> str:
         folder = self._save()
         return (
-            f"Stopped by {reason} after step {self.state.step} of {self.run.schedule.max_steps}; everything is saved "
-            f"in {folder}. Run the same command with --resume auto to go on."
+            f"Stopped by {stop.requested() or 'a stop of another rank'} after step {self.state.step} of "
+            f"{self.run.schedule.max_steps}; everything is saved in {folder}. Run the same command with --resume auto "
+            "to go on."
         )
 
     def _is_due(self, interval_steps: int) -> bool:

@@ -10,7 +10,9 @@
 #
 #   sbatch --nodes 2 launch/slurm.sh RUN [ds-seg train options]
 #
-# A run that is stopped saves first and ends with 75; `--resume auto` makes the requeued job go on with it.
+# A run that is stopped saves first and ends with 75; `--resume auto` makes the requeued job go on with it. The signal
+# comes 180 s before the end of the job: give more (sbatch --signal=TERM@600), or --max-time 23:50 in a job of 24 hours,
+# where a save takes longer.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 if [ $# -eq 0 ]; then

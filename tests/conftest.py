@@ -6,8 +6,8 @@ import pytest
 
 pytest_plugins = ["fidelity"]
 LONGEST_FIRST = (
-    "test_sharded_training test_camvid test_demo test_bad_input test_resume test_recipes test_engine_distributed "
-    "test_heads_and_losses test_ema_distributed test_benchmark"
+    "test_sharded_training test_elastic_resume test_camvid test_demo test_bad_input test_resume test_elastic_samples "
+    "test_recipes test_engine_distributed test_heads_and_losses test_ema_distributed test_benchmark"
 ).split()
 
 

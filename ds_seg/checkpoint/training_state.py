@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ class TrainingState:
     skipped_steps: int = 0
     best_mIoU: float | None = None
     best_checkpoint: str | None = None
+    evaluation_due: bool = False
+    """Whether the evaluation after this step is still to be made."""
 
 
 def describe_model(backbone: nn.Module, heads: nn.Module) -> dict[str, dict[str, list[int]]]:
@@ -38,19 +40,20 @@ def describe_model(backbone: nn.Module, heads: nn.Module) -> dict[str, dict[str,
     return {"backbone": shapes, "heads": {name: list(p.shape) for name, p in heads.state_dict().items()}}
 
 
-def write_state(folder: Path, state: TrainingState, run: RunConfig, engines: Engines, *, averaged: bool) -> None:
-    """Write the state file of a checkpoint that is being made; `averaged` if it holds averages of the weights."""
+def describe_state(state: TrainingState, run: RunConfig, engines: Engines, *, averaged: bool) -> str:
+    """The text of a checkpoint's state file; `averaged` if the checkpoint holds averages of the weights."""
     content = {
         "state": asdict(state),
         "seed": run.seed,
         "world_size": run.world_size,
+        "micro_batch": run.micro_batch,
         "global_batch": run.global_batch,
         "bf16": run.bf16,
         "backbone_trained": bool(engines.trainable_backbone),
         "averaged": averaged,
         "model": describe_model(engines.backbone.module, engines.heads),
     }
-    (folder / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return json.dumps(content, indent=1)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -88,13 +91,14 @@ def validate_same_model(folder: Path, content: Mapping[str, Any], backbone: nn.M
 def validate_same_run(
     folder: Path, content: Mapping[str, Any], run: RunConfig, engines: Engines, *, averaged: bool
 ) -> None:
-    """Compare what an exact resume needs: processes, batch, seed, precision, what is trained and averaged.
+    """Compare what an exact resume needs: batch, seed, precision, what is trained and averaged.
+
+    The number of processes may be another one: their parts are put together anew.
 
     Raises:
         CheckpointError: naming each difference and its remedy.
     """
     wanted = {
-        "world_size": run.world_size,
         "global_batch": run.global_batch,
         "seed": run.seed,
         "bf16": run.bf16,
@@ -107,3 +111,35 @@ def validate_same_run(
             f"Checkpoint {folder} can't be resumed exactly by this run: {'; '.join(differing)}. Resume with the same "
             "values (averaged: an EMAHook in custom_hooks), or start a new run from its weights with --load-from."
         )
+
+
+def validate_same_rates(folder: Path, saved: Iterable[Mapping[str, Any]], groups: Iterable[Mapping[str, Any]]) -> None:
+    """Compare the base rate and the weight decay of every parameter, which stay those of the run.
+
+    Args:
+        folder: of the checkpoint, for messages.
+        saved: parameter groups of the checkpoint's optimizers.
+        groups: those of the run's.
+
+    Raises:
+        CheckpointError: naming the first parameter whose rate or decay differs.
+    """
+    got, wanted = (
+        {name: _describe_rates(group) for group in part for name in group["names"]} for part in (saved, groups)
+    )
+    differing = [name for name in {**wanted, **got} if got.get(name) != wanted.get(name)]
+    if differing:
+        name = differing[0]
+        there, here = (part.get(name, "not trained") for part in (got, wanted))
+        raise CheckpointError(
+            f"Checkpoint {folder} can't be resumed exactly by this run: {len(differing)} parameters are trained in "
+            f"another way, the first is {name}: {there} there, {here} here. Freeze the same parts and use the same "
+            "optimizer section (config.py in the checkpoint's work dir has both), or start a new run from its weights "
+            "with --load-from."
+        )
+
+
+def _describe_rates(group: Mapping[str, Any]) -> str:
+    """All that a config says of a group; the backbone's share betas and eps with the heads', whose groups tell them."""
+    text = f"lr {group['base_lr']!r}, weight decay {group['weight_decay']!r}"
+    return f"{text}, betas {tuple(group['betas'])}, eps {group['eps']!r}" if "betas" in group else text

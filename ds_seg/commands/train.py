@@ -34,7 +34,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_config_arguments(parser)
     parser.add_argument("--work-dir", metavar="D", help="where everything is written (default: work_dirs/<run>)")
     parser.add_argument(
-        "--resume", metavar="auto|TAG", help="go on from the newest complete checkpoint, or from step_000100, say"
+        "--resume",
+        metavar="auto|TAG",
+        help="go on from the newest whole checkpoint, or from exactly this one: step_000100, latest, best, or a path",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default="sync",
+        choices=("sync", "async"),
+        help="async: training waits for a copy in host memory only, and a thread writes it (default: sync)",
     )
     parser.add_argument(
         "--load-from", metavar="F", help="start from a weight file (head too, if it has one) or a checkpoint"
@@ -44,6 +52,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--deterministic",
         action="store_true",
         help="slower: the same bits every time on GPUs too (docs/determinism.md)",
+    )
+    parser.add_argument(
+        "--max-time",
+        metavar="[D-]HH:MM[:SS]",
+        help="save and end with 75 before so much time is over since the command started, as Slurm writes it: 23:30",
+    )
+    parser.add_argument(
+        "--watchdog-timeout",
+        type=float,
+        metavar="S",
+        help="seconds without progress after which a rank counts as stopped and all ranks end (default: 600; 0: never)",
     )
     parser.set_defaults(run=run)
 
@@ -55,10 +74,13 @@ def run(args: argparse.Namespace) -> int:
     if args.deterministic:
         use_deterministic_algorithms()
     distributed.initialize()
-    from ds_seg.config import build_run_config
+    from ds_seg.resumption import resolve_run
+    from ds_seg.supervision import supervised
 
-    with explained_operations():
-        train(_settle(build_run_config(run_options(args), distributed.world_size())))
+    config = _settle(resolve_run(run_options(args)))
+    watched = supervised(config.work_dir, watchdog_timeout_s=config.watchdog_timeout_s, max_time_s=config.max_time_s)
+    with explained_operations(), watched:
+        train(config)
     return EXIT_OK
 
 
@@ -86,24 +108,33 @@ def train(run: RunConfig) -> None:
     from ds_seg.loop import TrainingLoop
     from ds_seg.predictions import PredictingEvaluator
     from ds_seg.session import Evaluator, build_engines, open_dataset
+    from ds_seg.supervision import stop
+    from ds_seg.supervision.progress import SLOW, enter_phase
     from ds_seg.workdir import open_work_dir, set_newer_checkpoints_aside
+    from ds_seg.workdir_lock import hold_work_dir
 
+    enter_phase("opening the datasets")
     train_set, val_set = open_dataset(run, "train"), open_dataset(run, "val")
-    resume_from = open_work_dir(run)
-    with _open_tracker(run, resume_from, val_set) as tracker:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(hold_work_dir(run.work_dir))
+        resume_from = open_work_dir(run)
+        tracker = stack.enter_context(_open_tracker(run, resume_from, val_set))
         weights = None if resume_from else run.load_from
+        enter_phase("building the engines and loading weights", patience=SLOW)
         engines = build_engines(run, training=True, weights=weights, log=tracker.info)
         ema = WeightAverages(engines, run.ema) if run.ema else None
-        state = resume_training(resume_from, engines, run, ema) if resume_from else TrainingState()
+        enter_phase("resuming", patience=SLOW)
+        state = resume_training(resume_from, engines, run, ema, verified=True) if resume_from else TrainingState()
         if resume_from and distributed.is_main():
             set_newer_checkpoints_aside(run.work_dir, resume_from)
         _describe_start(run, engines, state, weights, tracker)
         evaluate = PredictingEvaluator(Evaluator(run, val_set), engines, tracker, ema)
         loader = _build_loader(run, train_set, state, engines)
         record = TrainingLoop(run, engines, state, tracker, evaluate, ema)(loader)
+        enter_phase("writing the summary and the report", patience=SLOW)
         _write_end(run, engines, state, record, resume_from, ema, tracker)
     if record.stopped:
-        raise StoppedBySignal(record.stopped)
+        raise StoppedBySignal(f"{record.stopped} It took {stop.age_s():.1f} s from the signal to the end.")
 
 
 @contextlib.contextmanager
@@ -195,7 +226,8 @@ def _write_end(
 
     summary = measure_summary(run, engines, state, record, resume_from, ema)
     if distributed.is_main():
-        write_report(run.work_dir, summary)
-        write_summary(run.work_dir, summary)
-        tracker.info(f"wrote {run.work_dir / 'summary.json'} and {run.work_dir / 'report.html'}")
+        reported = tracker.write("reports", lambda: write_report(run.work_dir, summary))
+        written = [write_summary(run.work_dir, {**summary, "lost_records": tracker.lost})]
+        written += [run.work_dir / "report.html"] if reported else []
+        tracker.info(f"wrote {' and '.join(map(str, written))}")
     distributed.barrier()  # the first rank to end a stopped run ends all of them

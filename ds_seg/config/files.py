@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import tokenize
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,10 +64,11 @@ def read_config_file(path: Path, overrides: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: the file can't be read, an override doesn't fit, or a key is unknown.
     """
+    _validate_syntax(path)
     try:
         config = Config.fromfile(str(path))
     except Exception as error:  # a config is Python code: it can raise anything
-        raise ConfigError(f"{path} can't be read: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{_failing_line(path, error)} can't be read: {type(error).__name__}: {error}") from error
     faults = Faults(str(path))
     _check_top_level_keys(config, path, faults)
     for key in overrides:
@@ -78,6 +81,38 @@ def read_config_file(path: Path, overrides: Mapping[str, Any]) -> Config:
     except (KeyError, TypeError, ValueError, AssertionError, IndexError, AttributeError) as error:
         raise ConfigError(f"--cfg-options {' '.join(overrides)} don't fit {path}: {error}") from error
     return config
+
+
+def _validate_syntax(path: Path) -> None:
+    """Refuse a file, or one of its bases, that is no Python, as one that was written half is not."""
+    files = []
+    try:
+        # a missing base, bytes that are no text: MMCV's own message says it
+        with contextlib.suppress(OSError, ValueError):
+            files = _config_files(path)
+    except SyntaxError as error:
+        line = (error.text or "").strip()
+        raise ConfigError(
+            f"{error.filename or path} line {error.lineno} is no Python: {error.msg}{f' ({line})' if line else ''}. If "
+            "the file was cut off while it was written or copied, write it anew; else correct the line."
+        ) from error
+    empty = [str(file) for file in files if not file.read_text(encoding="utf-8").strip()]
+    if empty:
+        raise ConfigError(f"{', '.join(empty)}: the file is empty. Write it anew.")
+
+
+def _failing_line(path: Path, error: Exception) -> str:
+    """The file and line of a config, or of one of its bases, that raised an error, as far as that can be told.
+
+    MMCV 1.7 runs a copy of each file, so the traceback has the line but not the file.
+    """
+    file, line = str(path), ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_file2dict":
+            file, line = str(frame.f_locals.get("filename", file)), ""
+        elif frame.f_code.co_name == "<module>":
+            line = f" line {number}"
+    return f"{file}{line}"
 
 
 def _check_top_level_keys(config: Config, path: Path, faults: Faults) -> None:

@@ -15,6 +15,7 @@ from ds_seg.data.build import leaf_datasets, sample_paths
 from ds_seg.data.label_rules import LabelRule, explain_wrong_ids
 from ds_seg.data.pair_files import PairFiles, PairReport, inspect_pair
 from ds_seg.errors import DataError
+from ds_seg.supervision.progress import ticking
 
 from mmseg.datasets import CustomDataset  # isort: skip
 from mmseg.datasets.pipelines import LoadAnnotations  # isort: skip
@@ -133,7 +134,7 @@ def find_cures(kinds: Collection[str]) -> list[str]:
 def show_progress(results: Iterable[PairReport], *, total: int, label: str, shown: bool) -> Iterable[PairReport]:
     """Pass results on, with a bar on standard error that stays quiet in log files."""
     interval_s = 0.1 if sys.stderr.isatty() else 15.0
-    return tqdm(results, total=total, desc=label, unit="image", disable=not shown, mininterval=interval_s)
+    return tqdm(ticking(results), total=total, desc=label, unit="image", disable=not shown, mininterval=interval_s)
 
 
 def _describe_pair(leaf: CustomDataset, index: int, rule: LabelRule) -> PairFiles:

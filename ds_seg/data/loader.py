@@ -31,6 +31,7 @@ from ds_seg.data.build import resolve_sample, sample_paths
 from ds_seg.data.lint import find_pair_faults
 from ds_seg.data.pair_files import read_image_size
 from ds_seg.errors import ConfigError, DataError
+from ds_seg.supervision.processes import end_with_parent
 
 from mmcv.parallel import DataContainer  # isort: skip
 
@@ -107,7 +108,7 @@ def build_train_loader(
     )
     batches = (list(range(start, start + micro_batch)) for start in starts)
     loader = _build_loader(_SeededStream(dataset, seed), batches, _collate_train, num_workers, pin_memory)
-    return _raise_failures(loader)
+    return _raise_failures(iter(loader))
 
 
 def build_test_items(dataset: Any, indices: Sequence[int], *, num_workers: int) -> Iterator[TestSample]:
@@ -126,7 +127,7 @@ def build_test_items(dataset: Any, indices: Sequence[int], *, num_workers: int) 
         ConfigError: from the iterator: the pipeline does not collect img.
     """
     batches = ([index] for index in indices)
-    return _raise_failures(_build_loader(_TestViews(dataset), batches, _first, num_workers, pin_memory=False))
+    return _raise_failures(iter(_build_loader(_TestViews(dataset), batches, _first, num_workers, pin_memory=False)))
 
 
 def load_ground_truth(dataset: Any, index: int) -> np.ndarray:
@@ -264,9 +265,11 @@ def _build_loader(
 def _init_worker(_worker_id: int) -> None:
     cv2.setNumThreads(0)
     cv2.ocl.setUseOpenCL(False)
+    end_with_parent()
     # Ctrl-C, schedulers and the deepspeed launcher signal workers too, but the main process still needs them
     # until it has saved; it ends them itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_if_main_exits)
 
 
@@ -281,9 +284,9 @@ def _let_workers_end() -> None:
     _main_exits.value = 1
 
 
-def _raise_failures(loader: DataLoader) -> Iterator[Any]:
-    """Items of `loader`, raising here those that are errors: a worker's own raise would bury the message."""
-    for item in loader:
+def _raise_failures(items: Iterator[Any]) -> Iterator[Any]:
+    """Items of a loader, raising here those that are errors: a worker's own raise would bury the message."""
+    for item in items:
         if isinstance(item, Exception):
             raise item
         yield item

@@ -23,6 +23,7 @@ from ds_seg.engine.gradients import (
 )
 from ds_seg.engine.precision import validate_head_gradients
 from ds_seg.engine.schedule import compute_lr
+from ds_seg.supervision.progress import SLOW, enter_phase
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class TwoEngineStep:
         self.engines = engines
         self.run = run
         self.scheduled_steps = 0
+        self._patience = SLOW  # the first step allocates and compiles
 
     def __call__(self, step: int, micro_batches: Iterable[MicroBatch]) -> StepResult:
         """Train on one global batch; a collective over all ranks.
@@ -63,14 +65,20 @@ class TwoEngineStep:
         accumulation_steps = self.run.accumulation_steps
         sums: dict[str, torch.Tensor] = {}
         for index, batch in enumerate(micro_batches):
+            self._enter(f"micro-batch {index + 1} of {accumulation_steps} of step {step + 1}")
             losses = self._forward_backward(step, index, batch, last=index == accumulation_steps - 1)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value / accumulation_steps
+        self._enter(f"the update of step {step + 1}")
         result = self._update(sums)
+        self._patience = 1.0
         if result.skipped:  # the forward has moved BatchNorm's running statistics, to NaN if an image is NaN
             for buffer, before in zip(self.engines.heads.buffers(), buffers_before, strict=True):
                 buffer.copy_(before)
         return result
+
+    def _enter(self, phase: str) -> None:
+        enter_phase(phase, patience=self._patience)
 
     def _set_learning_rates(self) -> None:
         for group in self.engines.param_groups:

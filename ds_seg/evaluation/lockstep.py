@@ -10,7 +10,8 @@ Shape suffixes: B windows in a batch; K output channels; H, W pixels; h, w pixel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +21,8 @@ from torch.nn import functional as F
 from ds_seg import distributed
 from ds_seg.errors import ConfigError
 from ds_seg.evaluation.windows import Window, compute_windows
+from ds_seg.supervision import stop
+from ds_seg.supervision.progress import enter_phase
 
 EncodeDecode = Callable[[torch.Tensor], torch.Tensor]
 _NO_WINDOW = 2**31 - 1
@@ -166,13 +169,13 @@ class _Queue:
 
     jobs: Iterator[_Job]
     limit: int
-    upcoming: _Job | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.upcoming = next(self.jobs, None)
+    upcoming: _Job | None = None
+    begun: bool = False
 
     def take(self) -> list[_Job]:
         """Up to `limit` windows of one size, across images; empty when all are done."""
+        if not self.begun:
+            self.upcoming, self.begun = next(self.jobs, None), True
         batch: list[_Job] = []
         while self.upcoming is not None and len(batch) < self.limit:
             if batch and batch[0].window.size != self.upcoming.window.size:
@@ -218,6 +221,7 @@ def predict_images(
 
     Raises:
         ConfigError: test_cfg can't be used, or a window is no multiple of the patch.
+        StopRequested: on all ranks, if the run of any of them is to stop.
 
     Source: the equal number of forwards per rank follows facebookresearch/dinov3
         dinov3/eval/segmentation/inference.py, which pads to the largest count of one image; here the
@@ -226,13 +230,15 @@ def predict_images(
     settings = _Settings(
         test_cfg, out_channels, align_corners, window_batch, device, patch_size, threshold, keep_scores
     )
-    queue = _Queue(_iterate_jobs(samples, settings), window_batch)
+    queue = _Queue(_iterate_jobs(stop.Leavable(samples), settings), window_batch)
     done = 0
-    while True:
-        batch = queue.take()
+    for tick in count(1):
+        enter_phase(f"the images of window batch {tick} of an evaluation")
+        batch = _take_unless_stopped(queue)
         dummy_size = _agree_on_tick(batch, device)
         if dummy_size is None:
             return
+        enter_phase(f"window batch {tick} of an evaluation")
         logits_BKhw = _forward(batch, dummy_size, encode_decode, settings)
         for job, logits_Khw in zip(batch, logits_BKhw[: len(batch)], strict=True):
             job.view.add(job.window, logits_Khw)
@@ -257,6 +263,13 @@ def _iterate_jobs(samples: Iterable[Sample], settings: _Settings) -> Iterator[_J
                 yield _Job(image, view, window, image_13HW[0, :, window.y1 : window.y2, window.x1 : window.x2])
 
 
+def _take_unless_stopped(queue: _Queue) -> list[_Job]:
+    try:
+        return queue.take()
+    except stop.StopRequested:  # the others are told in the tick's agreement
+        return []
+
+
 def _agree_on_tick(batch: list[_Job], device: torch.device) -> tuple[int, int] | None:
     """Whether any rank has windows left, and the size of the zeros for those that have none.
 
@@ -264,10 +277,17 @@ def _agree_on_tick(batch: list[_Job], device: torch.device) -> tuple[int, int] |
 
     Returns:
         The smallest height and width in use over ranks, pixels; None when all ranks are done.
+
+    Raises:
+        StopRequested: on all ranks, if the run of any of them is to stop.
     """
     size = batch[0].window.size if batch else (_NO_WINDOW, _NO_WINDOW)
-    largest_negative = distributed.reduce_max(torch.tensor([-size[0], -size[1]], dtype=torch.int64, device=device))
-    height, width = (-largest_negative).tolist()
+    stopping = stop.requested() is not None
+    largest = torch.tensor([-size[0], -size[1], stopping], dtype=torch.int64, device=device)
+    negative_height, negative_width, any_stopping = distributed.reduce_max(largest).tolist()
+    if any_stopping:
+        raise stop.StopRequested
+    height, width = -negative_height, -negative_width
     return None if height == _NO_WINDOW else (height, width)
 
 

@@ -129,8 +129,12 @@ def load_rgb(path: str | os.PathLike[str]) -> np.ndarray:
 def _save_atomic(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    image.save(temporary, format="PNG")
-    temporary.replace(path)
+    try:
+        image.save(temporary, format="PNG")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _colourise(labels_HW: np.ndarray, palette: Palette) -> np.ndarray:

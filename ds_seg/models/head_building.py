@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import ds_seg.models.unlabelled  # before a loss is built
 import ds_seg.openmmlab  # noqa: F401  (before mmseg)
 from ds_seg.errors import ConfigError
+from ds_seg.models.imagewise_losses import compute_losses_by_image
 from ds_seg.models.sync_batchnorm import SyncBatchNorm
 from ds_seg.openmmlab import MissingOperatorError
 
@@ -56,6 +57,7 @@ def build_one_head(field: str, cfg: Mapping[str, Any], *, after_another: bool, i
     if initialise:
         _initialise(head)
     synchronise_norms(head)
+    compute_losses_by_image(head)
     return head
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ds_seg.models.weight_files import WeightFiles
 from ds_seg.models.weight_resize import resize_weight
+from ds_seg.supervision.progress import tick
 
 _LINE_EVERY_S = 15.0
 
@@ -92,6 +93,7 @@ def stream_weights(
                 if files is not None:
                     _write(parameter, write, files)
             bar.update(sum(piece.bytes for piece in write.pieces))
+            tick()
     if files is not None:
         files.close()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_seg.errors import DataError
-from ds_seg.tracking.files import to_json_value, write_text_atomic
+from ds_seg.tracking.files import to_json_value
 
 
 class MetricsLog:
@@ -24,16 +24,33 @@ class MetricsLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if resume_step == 0 and self.path.exists():
             self.path.replace(self.path.with_name(f"{self.path.name}.previous"))
-        elif resume_step > 0:
-            kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
-            write_text_atomic(self.path, "".join(map(_to_line, kept)))
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self.path.open("ab", buffering=0)
+        self.rewind(resume_step)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row and flush it; it must have a `step`. NaN and infinities become null."""
+        """Write one row, whole or not at all; it must have a `step`. NaN and infinities become null.
+
+        Raises:
+            OSError: the row could not be written; the file is as it was, and can be appended to once there is space.
+        """
         assert "step" in row, f"a row of {self.path.name} has no step: {dict(row)}"
-        self._file.write(_to_line(row))
-        self._file.flush()
+        line = _to_line(row)
+        size_bytes = os.fstat(self._file.fileno()).st_size
+        try:
+            while line:  # a disk that fills up takes a part of a line without an error
+                line = line[self._file.write(line) :]
+        except OSError:
+            os.ftruncate(self._file.fileno(), size_bytes)
+            raise
+
+    def rewind(self, step: int) -> None:
+        """Forget the rows after a step, and a last line that was left unfinished. Takes no space on the disk."""
+        kept_bytes = 0
+        for row, end_bytes in _read_rows(self.path):
+            if row["step"] > step:
+                break
+            kept_bytes = end_bytes
+        os.ftruncate(self._file.fileno(), kept_bytes)
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
@@ -49,24 +66,32 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
         DataError: a line other than the last is no JSON object with a step.
     """
-    if not Path(path).exists():
+    return [row for row, _ in _read_rows(Path(path))]
+
+
+def _read_rows(path: Path) -> list[tuple[dict[str, Any], int]]:
+    """The rows, each with the number of bytes up to its end."""
+    if not path.exists():
         return []
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    rows: list[dict[str, Any]] = []
+    lines = path.read_bytes().splitlines(keepends=True)
+    rows: list[tuple[dict[str, Any], int]] = []
+    end_bytes = 0
     for number, line in enumerate(lines, start=1):
+        end_bytes += len(line)
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
             row = None
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and line.endswith(b"\n"):
+            rows.append((row, end_bytes))
         elif number < len(lines):
+            text = line.decode(errors="replace").rstrip("\n")
             raise DataError(
-                f"{os.fspath(path)} line {number} is not a JSON object with a step: {line[:80]!r}. "
+                f"{os.fspath(path)} line {number} is not a JSON object with a step: {text[:80]!r}. "
                 "Delete the line, or move the file away."
             )
     return rows
 
 
-def _to_line(row: Mapping[str, Any]) -> str:
-    return json.dumps(to_json_value(row), allow_nan=False) + "\n"
+def _to_line(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(to_json_value(row), allow_nan=False) + "\n").encode()

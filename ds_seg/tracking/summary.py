@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ds_seg.errors import DsSegError
 from ds_seg.tracking.files import write_json_atomic
 
 __all__ = ["SUMMARY_KEYS", "write_json_atomic", "write_summary"]
@@ -43,11 +44,20 @@ def write_summary(work_dir: str | os.PathLike[str], summary: Mapping[str, Any]) 
 
     Returns:
         The path of the file.
+
+    Raises:
+        DsSegError: the file can't be written.
     """
     missing = [key for key in SUMMARY_KEYS if key not in summary]
     for key, inner in SUMMARY_KEYS.items():
         missing += [f"{key}.{name}" for name in inner if key in summary and name not in summary[key]]
     assert not missing, f"summary.json would lack {missing}"
     path = Path(work_dir) / "summary.json"
-    write_json_atomic(path, summary)
+    try:
+        write_json_atomic(path, summary)
+    except OSError as error:
+        raise DsSegError(
+            f"{path} can't be written ({error}). Training itself is over ({summary['status']} after {summary['steps']} "
+            "steps) and its checkpoints are whole: `ds-seg evaluate` measures the scores again."
+        ) from error
     return path

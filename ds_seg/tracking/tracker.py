@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ds_seg.config.sections import WandbSettings
 from ds_seg.evaluation.pictures import Palette, Picture, draw_comparison, save_picture
 from ds_seg.tracking.console import Console
+from ds_seg.tracking.lost_records import LostRecords
 from ds_seg.tracking.metrics_log import MetricsLog
 from ds_seg.tracking.wandb_run import WandbRun, start_wandb
 
@@ -31,6 +33,23 @@ class Tracker:
 
     def log_pictures(self, step: int, pictures: Sequence[Picture]) -> None:
         """Record predictions as pictures; those of an earlier step with the same name are replaced on disk."""
+
+    def rewind(self, step: int) -> None:
+        """Forget the rows after a step: the run goes on from there."""
+
+    def write(self, kind: str, action: Callable[[], object]) -> bool:
+        """Write another record that the run can do without, and say whether that worked.
+
+        Args:
+            kind: names such records in the plural.
+            action: writes it.
+        """
+        return False
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """Kinds of records of which some could not be written -> how many."""
+        return {}
 
     def close(self, status: str) -> None:
         """End the records; a status other than `done` marks the wandb run as failed."""
@@ -70,6 +89,7 @@ class MainTracker(Tracker):
         self._total_steps = total_steps
         self._class_names = class_names
         self._palette = palette
+        self._lost = LostRecords(console.warn)
 
     def info(self, text: str) -> None:
         """Print a message."""
@@ -84,14 +104,14 @@ class MainTracker(Tracker):
         step = row["step"]
         if step % self._log_interval and step not in (1, self._total_steps):
             return
-        self._metrics.append(row)
+        self._append(row)
         self._console.log_step(row)
         if self._wandb is not None:
             self._wandb.log_step(row)
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float | None], table: str) -> None:
         """Record an evaluation and print its table."""
-        self._metrics.append({"step": step, **metrics})
+        self._append({"step": step, **metrics})
         self._console.log_evaluation(step, metrics, table)
         if self._wandb is not None:
             self._wandb.log_evaluation(step, metrics)
@@ -100,13 +120,31 @@ class MainTracker(Tracker):
         """Write `predictions/<name>.png` comparisons and send the pictures to wandb."""
         for name, image_HW3, prediction_HW, label_HW in pictures:
             comparison_HW3 = draw_comparison(image_HW3, prediction_HW, label_HW, self._palette, self._class_names)
-            save_picture(comparison_HW3, self._work_dir / "predictions" / f"{Path(name).stem}.png")
+            path = self._work_dir / "predictions" / f"{Path(name).stem}.png"
+            self._lost.attempt("pictures", functools.partial(save_picture, comparison_HW3, path))
         if self._wandb is not None:
             self._wandb.log_pictures(step, pictures, self._class_names)
 
+    def rewind(self, step: int) -> None:
+        """Forget the rows after a step; wandb keeps its own and gets the new ones beside them."""
+        self._metrics.rewind(step)
+
+    def write(self, kind: str, action: Callable[[], object]) -> bool:
+        """Write another record, and count it if that fails."""
+        return self._lost.attempt(kind, action)
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """Kinds of records of which some could not be written -> how many."""
+        return dict(self._lost.counts)
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        self._lost.attempt("rows of metrics.jsonl", lambda: self._metrics.append(row))
+
     def close(self, status: str) -> None:
-        """Close the files, the bar and the wandb run."""
+        """Close the files, the bar and the wandb run, and tell what was lost."""
         self._metrics.close()
+        self._lost.tell()
         self._console.close()
         if self._wandb is not None:
             self._wandb.finish(failed=status != "done")

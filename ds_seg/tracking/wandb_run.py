@@ -2,45 +2,67 @@
 
 from __future__ import annotations
 
+import contextlib
 import netrc
 import os
+import queue
 import secrets
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 import numpy as np
+import psutil
 
 from ds_seg.config.sections import WandbSettings
 from ds_seg.evaluation.pictures import Picture
-from ds_seg.tracking.files import to_json_value, write_text_atomic
+from ds_seg.files import write_text_atomic
+from ds_seg.tracking.files import to_json_value
 
 if TYPE_CHECKING:
     import wandb
 
 _IGNORED_ID = 255
-_INIT_TIMEOUT_S = 60.0
-_FINISH_TIMEOUT_S = 600.0
+_INIT_TIMEOUT_S = 30.0
+_FINISH_TIMEOUT_S = 120.0
+"""A job that has done its work does not hold its GPUs longer than this for a network that is gone."""
+_FAILED_FINISH_TIMEOUT_S = 10.0
+_MOST_WAITING = 200
+"""Records that wait for wandb, pictures among them."""
 _OUR_ARGUMENTS = ("config", "dir", "id", "resume", "settings")
 
 
 class WandbRun:
-    """Sends rows, evaluations and pictures to a wandb run; an error is reported once and training goes on."""
+    """Sends rows, evaluations and pictures to a wandb run; an error is reported once and training goes on.
+
+    wandb is only talked to from a thread: a service of it that hangs (wandb 0.31 blocks once its socket is full) or a
+    slow disk below it then costs records, not time.
+
+    Args:
+        run: as `wandb.init` returned it.
+        warn: prints what went wrong.
+    """
 
     def __init__(self, run: wandb.Run, warn: Callable[[str], None]) -> None:
         self._run = run
         self._warn = warn
         self._warned = False
+        self._lost = 0
+        self._jobs: queue.Queue[Callable[[], object] | None] = queue.Queue(_MOST_WAITING)
+        self._thread = threading.Thread(target=self._work, name="wandb records", daemon=True)
+        self._thread.start()
         # Charts follow our own step: wandb's counter drops rows that go back, as a resume does.
-        self._attempt(
+        self._submit(
             lambda: [run.define_metric(group, step_metric="step") for group in ("train/*", "eval/*", "predictions/*")]
         )
 
     def log_step(self, row: Mapping[str, Any]) -> None:
         """Log a row of metrics.jsonl under `train/`."""
         values = {f"train/{key}": value for key, value in row.items() if key != "step" and value is not None}
-        self._attempt(lambda: self._run.log({"step": row["step"], **values}))
+        self._submit(lambda: self._run.log({"step": row["step"], **values}))
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Log `eval/*` scalars and a table of the IoU by class."""
@@ -54,7 +76,7 @@ class WandbRun:
             table = wandb.Table(columns=["class", "IoU"], data=classes)
             self._run.log({"step": step, **scalars, "eval/IoU_table": table})
 
-        self._attempt(send)
+        self._submit(send)
 
     def log_pictures(self, step: int, pictures: Sequence[Picture], class_names: Sequence[str]) -> None:
         """Log each image under `predictions/<name>`, with prediction and ground truth as masks to switch on and off."""
@@ -71,21 +93,47 @@ class WandbRun:
                 images[f"predictions/{Path(name).stem}"] = wandb.Image(image_HW3, masks=masks)
             self._run.log({"step": step, **images})
 
-        self._attempt(send)
+        self._submit(send)
 
     def finish(self, failed: bool) -> None:
-        """End the run; the server shows it as failed or finished."""
-        self._attempt(lambda: self._run.finish(exit_code=int(failed)))
+        """End the run; the server shows it as failed or finished.
 
-    def _attempt(self, action: Callable[[], object]) -> None:
+        What can't be sent in time stays on the disk, with a line on how to send it. A failed or stopped run takes only
+        a moment: its message, or its scheduler, waits.
+        """
+        timeout_s = _FAILED_FINISH_TIMEOUT_S if failed else _finish_timeout_s(self._run)
+        self._submit(lambda: self._run.finish(exit_code=int(failed)))
+        end = time.monotonic() + timeout_s
+        with contextlib.suppress(queue.Full):
+            self._jobs.put(None, timeout=timeout_s)
+        self._thread.join(max(end - time.monotonic(), 0.0))
+        if self._thread.is_alive():
+            _end_service()
+        if self._thread.is_alive() or self._lost:
+            self._warn(
+                f"wandb did not take everything ({self._lost + self._jobs.qsize()} records were lost, waited "
+                f"{timeout_s:g} s at the end); metrics.jsonl is complete. Upload what it has on the disk with  "
+                f"wandb sync {self._run.settings.sync_dir}"
+            )
+
+    def _submit(self, action: Callable[[], object]) -> None:
         try:
-            action()
-        except Exception as error:  # wandb raises many unrelated kinds, and a run must outlive its tracking
-            if not self._warned:
-                self._warn(
-                    f"wandb failed ({type(error).__name__}: {error}). Training goes on; metrics.jsonl is complete."
-                )
-            self._warned = True
+            self._jobs.put_nowait(action)
+        except queue.Full:
+            self._lost += 1
+            self._warn_once("wandb does not take any more records")
+
+    def _work(self) -> None:
+        while (action := self._jobs.get()) is not None:
+            try:
+                action()
+            except Exception as error:  # wandb raises many unrelated kinds, and a run must outlive its tracking
+                self._warn_once(f"wandb failed ({type(error).__name__}: {error})")
+
+    def _warn_once(self, what: str) -> None:
+        if not self._warned:
+            self._warn(f"{what}. Training goes on; metrics.jsonl is complete.")
+        self._warned = True
 
 
 def start_wandb(
@@ -138,6 +186,19 @@ def start_wandb(
     return WandbRun(run, warn)
 
 
+def _end_service() -> None:
+    """Kill this process's wandb service: wandb's exit hook would wait for one that hangs without any bound."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.name().startswith("wandb-core"):
+                child.kill()
+
+
+def _finish_timeout_s(run: wandb.Run) -> float:
+    """The user's WANDB_FINISH_TIMEOUT, or ours, and a moment for wandb to say that it is over."""
+    return (getattr(run.settings, "finish_timeout", 0.0) or _FINISH_TIMEOUT_S) + 5.0
+
+
 def _choose_mode(settings: wandb.Settings, wanted: str, warn: Callable[[str], None]) -> str:
     if wanted in ("offline", "dryrun"):
         return "offline"
@@ -162,8 +223,9 @@ def _has_credentials(settings: wandb.Settings) -> bool:
 
 def _load_or_make_id(work_dir: Path, resumed: bool) -> str:
     path = work_dir / "wandb_run_id"
-    if resumed and path.exists():
-        return path.read_text(encoding="utf-8").strip()
+    known = path.read_text(encoding="utf-8").strip() if resumed and path.exists() else ""
+    if known:
+        return known
     run_id = secrets.token_hex(4)
     write_text_atomic(path, run_id + "\n")
     return run_id
@@ -183,6 +245,7 @@ def _init(
         quiet["console"] = "off"  # wandb's capture of standard output tears progress bars
     if "WANDB_FINISH_TIMEOUT" not in os.environ and "finish_timeout" in wandb.Settings.model_fields:
         quiet["finish_timeout"] = _FINISH_TIMEOUT_S  # by default a lost network holds the finished job for ever
+        quiet["finish_timeout_raises"] = True  # or the line that says so would be lost with `silent`
     given = {key: value for key, value in settings.init_kwargs.items() if key not in (*_OUR_ARGUMENTS, "mode")}
     given.setdefault("project", os.environ.get("WANDB_PROJECT", "ds_seg"))
     return wandb.init(

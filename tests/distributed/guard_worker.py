@@ -82,10 +82,10 @@ def check_precision_guard() -> dict:
         tensor.data = whole
     report["nothing_saved"] = not (run.work_dir / "checkpoints").exists()
     report["right"] = catch(save_checkpoint, engines, run, TrainingState(step=1))
-    return report | check_cast_start_and_gradient(run, engines, train_step)
+    return report | cast_start_and_gradient(run, engines, train_step)
 
 
-def check_cast_start_and_gradient(run: RunConfig, engines: Engines, train_step: TwoEngineStep) -> dict:
+def cast_start_and_gradient(run: RunConfig, engines: Engines, train_step: TwoEngineStep) -> dict:
     """The same guard when engines are built, after a resume, and on the heads' gradients in a step."""
 
     def build_cast(*args: Any, **kwargs: Any) -> Engines:

@@ -55,5 +55,5 @@ def test_one_deepspeed_group_cut_by_rate_gives_the_bits_of_a_group_for_each_rate
     for run in ranks:
         got = run["check_rate_groups"]
         assert got["same_losses"] and got["same_bits"] and got["same_groups"]
-        assert got["groups"] == [1, 6] and got["check_rate_groups"] == 4
+        assert got["groups"] == [1, 6] and got["rates"] == 4
         assert 1 < got["sub_groups"][0] < got["sub_groups"][1]

@@ -5,23 +5,7 @@ import os
 import signal
 import time
 
-from ds_seg.tracking.metrics_log import read_metrics
-
-TIMES = ("images_per_s", "data_wait_s", "memory_gib")
-
-
-def rows(work_dir):
-    """Rows of metrics.jsonl without what depends on the clock."""
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(work_dir / "metrics.jsonl")]
-
-
-def wait_for_step(process, work_dir, step, timeout_s=120):
-    """Wait until a running process has logged a step."""
-    end = time.monotonic() + timeout_s
-    while not any(row["step"] >= step for row in read_metrics(work_dir / "metrics.jsonl")):
-        assert process.poll() is None, "the run ended before it could be stopped"
-        assert time.monotonic() < end, f"step {step} was not reached in {timeout_s} s"
-        time.sleep(0.05)
+from run_rows import rows, wait_for_step
 
 
 def test_stopped_by_a_signal_and_resumed(cli, tiny_config, tmp_path):
@@ -54,7 +38,7 @@ def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_resumes_it(cli, tiny
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert cli("train", tiny_config, "--work-dir", straight, processes=2, launcher="torchrun").returncode == 0
 
-    process = cli.start("train", tiny_config, "--work-dir", killed, processes=2)
+    process = cli.start("train", tiny_config, "--work-dir", killed, "--checkpoint", "async", processes=2)
     wait_for_step(process, killed, 8)
     kill_one_rank(process.pid)
     assert process.wait(90) != 0

@@ -61,11 +61,11 @@ class Cli:
             timeout=timeout_s,
         )
 
-    def start(self, *arguments: object, processes: int = 1) -> subprocess.Popen:
+    def start(self, *arguments: object, processes: int = 1, launcher: str = "deepspeed") -> subprocess.Popen:
         """Start and return at once; output goes to a file beside."""
         with (self.folder / "started.log").open("w") as log:
             return subprocess.Popen(
-                command(processes, *map(str, arguments), launcher="deepspeed"),
+                command(processes, *map(str, arguments), launcher=launcher),
                 cwd=self.folder,
                 env=self.env,
                 stdout=log,

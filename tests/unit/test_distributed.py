@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from ds_seg import distributed
+from ds_seg.distributed import ending
+from ds_seg.distributed.world import complete_environment
 from ds_seg.errors import ConfigError, UserError
 
 LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -50,14 +52,14 @@ def run_python(code, *launches):
 def store(monkeypatch):
     """The rendezvous store of a world of one."""
     store = torch.distributed.HashStore()
-    monkeypatch.setattr(distributed, "_store", store)
+    monkeypatch.setattr(ending, "_store", store)
     return store
 
 
 def test_a_plain_process_is_a_world_of_one(environment):
     assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (0, 0, 1)
     assert distributed.is_main()
-    distributed._complete_environment()
+    complete_environment()
     assert [environment[name] for name in LAUNCH[:4]] == ["0", "0", "1", "127.0.0.1"]
     assert 1024 <= int(environment["MASTER_PORT"]) < 65536
 
@@ -71,7 +73,7 @@ def test_torchrun_and_deepspeed_are_read(environment):
 def test_srun_is_translated(environment):
     environment |= dict(SLURM_PROCID="5", SLURM_LOCALID="1", SLURM_STEP_NUM_TASKS="8")
     environment |= dict(MASTER_ADDR="node0", MASTER_PORT="29500")
-    distributed._complete_environment()
+    complete_environment()
     assert [environment[name] for name in LAUNCH] == ["5", "1", "8", "node0", "29500"]
 
 
@@ -93,12 +95,12 @@ def test_srun_without_a_meeting_point_is_refused(environment, given, missing):
     with pytest.raises(
         UserError, match=rf"srun started 2 processes but .*{missing.split('but ')[-1]}.*Export MASTER_A"
     ):
-        distributed._complete_environment()
+        complete_environment()
 
 
 def test_a_single_srun_task_needs_no_meeting_point(environment):
     environment |= dict(SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_STEP_NUM_TASKS="1")
-    distributed._complete_environment()
+    complete_environment()
     assert environment["MASTER_ADDR"] == "127.0.0.1"
 
 
@@ -137,12 +139,12 @@ def test_every_rank_reports_once_the_store_is_gone(monkeypatch, environment):
         def add(self, key, value):
             raise torch.distributed.DistNetworkError("connection closed")
 
-    monkeypatch.setattr(distributed, "_store", Gone())
+    monkeypatch.setattr(ending, "_store", Gone())
     assert distributed.claim_failure_report()
 
 
 def test_before_the_rendezvous_only_the_main_rank_reports(monkeypatch, environment):
-    monkeypatch.setattr(distributed, "_store", None)
+    monkeypatch.setattr(ending, "_store", None)
     assert distributed.claim_failure_report()
     environment |= dict(RANK="1", WORLD_SIZE="2")
     assert not distributed.claim_failure_report()

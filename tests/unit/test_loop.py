@@ -1,7 +1,6 @@
 import itertools
 import math
-import os
-import signal
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +10,7 @@ from ds_seg.checkpoint import TrainingState, checkpoint_name
 from ds_seg.checkpoint.manifest import MANIFEST
 from ds_seg.engine.step import StepResult
 from ds_seg.errors import TrainingDiverged
+from ds_seg.supervision import stop
 from ds_seg.tracking.tracker import Tracker
 
 
@@ -49,23 +49,41 @@ class FakeTracker(Tracker):
         self.evaluations.append((step, metrics, table))
 
 
+@pytest.fixture(autouse=True)
+def no_stop(monkeypatch):
+    """Each test begins without a wish to stop."""
+    monkeypatch.setattr(stop, "_request", None)
+
+
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    """Builds a loop whose engines, checkpoints and evaluations are fakes: `loop.saved` holds the saved states."""
+    """Builds a loop on fakes: `loop.saved` holds the saved states, `loop.events` what the saver was asked."""
 
     def build(state=None, scores=(), skip=(), **changes):
         values = dict(max_steps=10, eval_interval_steps=100, checkpoint_interval_steps=100, max_skipped_steps=3)
         values |= dict(accumulation_steps=2, global_batch=8, save_best=False, work_dir=tmp_path) | changes
         run = SimpleNamespace(schedule=SimpleNamespace(max_steps=values.pop("max_steps")), **values)
         engines = SimpleNamespace(param_groups=[{"lr": 1e-3}, {"lr": 1e-4}])
-        saved, remaining = [], iter(scores)
+        saved, events, remaining = [], [], iter(scores)
 
-        def save(_engines, _run, state, _ema):
-            saved.append(TrainingState(**vars(state)))
-            folder = tmp_path / "checkpoints" / checkpoint_name(state.step)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / MANIFEST).write_text("{}")
-            return folder
+        class FakeSaver:
+            def __init__(self, _engines, _run, _ema, log):
+                self.log = log
+
+            def save(self, state):
+                saved.append(TrainingState(**vars(state)))
+                events.append("save")
+                folder = tmp_path / "checkpoints" / checkpoint_name(state.step)
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / MANIFEST).write_text("{}")
+                self.log(f"saved {folder}")
+                return folder
+
+            def poll(self):
+                events.append("poll")
+
+            def wait(self):
+                events.append("wait")
 
         def evaluate(_step):
             score = next(remaining)
@@ -73,9 +91,9 @@ def build(tmp_path, monkeypatch):
 
         monkeypatch.setattr(loop, "TwoEngineStep", FakeStep)
         monkeypatch.setattr(FakeStep, "skip", skip)
-        monkeypatch.setattr(loop, "save_checkpoint", save)
+        monkeypatch.setattr(loop, "CheckpointSaver", FakeSaver)
         training = loop.TrainingLoop(run, engines, state or TrainingState(), FakeTracker(), evaluate)
-        training.saved = saved
+        training.saved, training.events = saved, events
         return training
 
     return build
@@ -113,7 +131,7 @@ def test_evaluations_and_checkpoints_come_at_their_intervals_and_at_the_end(buil
     assert [step for step, _, _ in training.tracker.evaluations] == [4, 8, 10]
     assert [state.step for state in training.saved] == [3, 6, 9, 10]
     assert record.evaluation.mIoU == 0.5
-    assert training.tracker.infos[0].startswith(f"saved {training.run.work_dir}/checkpoints/step_000003 in ")
+    assert training.tracker.infos[0].startswith(f"saved {training.run.work_dir}/checkpoints/step_000003")
 
 
 def test_the_best_evaluation_is_saved_and_remembered(build):
@@ -159,36 +177,79 @@ def test_too_many_skips_before_the_first_checkpoint_say_so(build):
         build(skip=range(10))(range(100))
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_stops_after_the_step_with_everything_saved(build, name):
-    before = signal.getsignal(signal.Signals[name])
-
+def test_a_stop_comes_before_the_next_step_with_everything_saved(build):
     def batches():
         for index in range(100):
-            if index == 4:
-                os.kill(os.getpid(), signal.Signals[name])
+            if index == 6:
+                stop.request("SIGUSR1 on rank 0")
             yield index
 
     training = build()
     record = training(batches())
     assert [state.step for state in training.saved] == [3]
+    assert len(training._train_step.calls) == 3
     assert record.stopped == (
-        f"Stopped by {name} after step 3 of 10; everything is saved in {training.run.work_dir}/checkpoints/"
+        f"Stopped by SIGUSR1 on rank 0 after step 3 of 10; everything is saved in {training.run.work_dir}/checkpoints/"
         "step_000003. Run the same command with --resume auto to go on."
     )
-    assert signal.getsignal(signal.Signals[name]) is before
+
+
+def test_a_loader_that_hangs_does_not_keep_a_stop_from_saving(build):
+    def batches():
+        yield from range(4)
+        threading.Timer(0.2, stop.request, ["SIGTERM on rank 0"]).start()
+        threading.Event().wait()
+
+    training = build()
+    training(batches())
+    assert [state.step for state in training.saved] == [2]
+
+
+def test_a_save_in_the_background_is_looked_at_after_every_step_and_waited_for_at_the_end(build):
+    training = build(max_steps=3, checkpoint_interval_steps=2, scores=[0.5])
+    training(range(100))
+    assert training.events == ["poll", "poll", "save", "poll", "save", "wait"]
+
+
+def test_a_run_that_diverges_completes_its_last_save_first(build):
+    training = build(skip=(3, 4), checkpoint_interval_steps=3, max_skipped_steps=2)
+    with pytest.raises(TrainingDiverged, match=r"The last good checkpoint is .*/step_000003\."):
+        training(range(100))
+    assert training.events == ["poll", "poll", "poll", "save", "poll", "wait"]
 
 
 def test_a_stop_at_a_checkpoint_does_not_save_twice(build):
     def batches():
         for index in range(100):
-            if index == 4:
-                os.kill(os.getpid(), signal.SIGTERM)
+            if index == 6:
+                stop.request("SIGTERM on rank 0")
             yield index
 
     training = build(checkpoint_interval_steps=3)
     training(batches())
     assert [state.step for state in training.saved] == [3]
+
+
+def test_an_evaluation_that_is_stopped_is_made_first_thing_after_the_resume(build):
+    def scores():
+        yield 0.2
+        raise stop.StopRequested
+        yield
+
+    stopped = build(eval_interval_steps=3, scores=scores(), save_best=True)
+    stopped(range(100))
+    assert [(state.step, state.evaluation_due, state.best_mIoU) for state in stopped.saved] == [
+        (3, False, 0.2),
+        (6, True, 0.2),
+    ]
+    resumed = build(state=stopped.saved[-1], eval_interval_steps=3, scores=[0.3, 0.1, 0.1], save_best=True)
+    resumed(range(100))
+    assert [step for step, _, _ in resumed.tracker.evaluations] == [6, 9, 10]
+    assert [row["step"] for row in resumed.tracker.rows] == [7, 8, 9, 10]
+    assert [(state.step, state.evaluation_due, state.best_mIoU) for state in resumed.saved] == [
+        (6, False, 0.3),
+        (10, False, 0.3),
+    ]
 
 
 def test_memory_is_measured_in_gib():

@@ -43,6 +43,28 @@ def test_global_batch_stays_while_processes_and_micro_batch_change():
     runs = [build_with(f"data.samples_per_gpu={micro}", world_size=world) for world, micro in [(1, 4), (2, 2), (4, 2)]]
     assert {run.global_batch for run in runs} == {8}
     assert [run.accumulation_steps for run in runs] == [2, 2, 1]
+    assert not any(run.notes for run in runs)
+
+
+def test_samples_per_gpu_is_the_most_a_process_takes_at_once():
+    for most, world_size, wanted in ((3, 1, (2, 4)), (3, 2, (2, 2)), (8, 4, (2, 1)), (5, 8, (1, 1))):
+        run = build_with(f"data.samples_per_gpu={most}", world_size=world_size)
+        assert (run.micro_batch, run.accumulation_steps) == wanted and run.global_batch == 8
+        assert run.deepspeed["train_micro_batch_size_per_gpu"] == run.micro_batch
+        share = f"not data.samples_per_gpu={most}: a process has {8 // world_size} of the 8"
+        assert run.notes == (f"{wanted[0]} crops at once, {share}",)
+
+
+def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
+    pairs = ["global_batch=None", "data.samples_per_gpu=4", "optimizer_config.cumulative_iters=2"]
+    found = {}
+    for world_size, kept in ((2, None), (4, 16), (1, 16), (3, 15)):
+        options = RunOptions("demo", cfg_options=parse_overrides(pairs), global_batch=kept)
+        run = build_run_config(options, world_size)
+        found[world_size] = run.global_batch, run.micro_batch, run.accumulation_steps
+    assert found == {2: (16, 4, 2), 4: (16, 4, 1), 1: (16, 4, 4), 3: (15, 1, 5)}
+    with pytest.raises(ConfigError, match=r"got 16, that of the checkpoint to resume from, which 3 processes can't .*"):
+        build_run_config(RunOptions("demo", cfg_options=parse_overrides(pairs), global_batch=16), 3)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +91,7 @@ def test_global_batch_stays_while_processes_and_micro_batch_change():
         (["evaluation.metric=mDice"], r"evaluation\.metric: got 'mDice', want 'mIoU'"),
         (["evaluation.save_best=loss"], r"evaluation\.save_best: got 'loss'"),
         (["evaluation.by_epoch=True"], r"evaluation\.by_epoch: got True"),
-        (["global_batch=15"], r"global_batch: got 15, which is no multiple of data\.samples_per_gpu"),
+        (["global_batch=15"], r"global_batch: got 15, which 2 processes can't share evenly\. Start 1, 3, 5, 15 of"),
         (["model.type=Segmentor"], r"model\.type: got 'Segmentor', want 'EncoderDecoder' or 'Cascade"),
         (["model.type=CascadeEncoderDecoder"], r"model\.decode_head: .*needs a list of at least two heads"),
         (["model.num_stages=2"], r"model\.num_stages: unknown key"),
@@ -157,11 +179,23 @@ def test_a_misspelt_key_in_a_file_is_an_error_and_a_variable_is_not(tmp_path):
 
 
 def test_a_config_with_a_syntax_error_or_missing_base_says_so(tmp_path):
-    with pytest.raises(ConfigError, match=r"mine\.py can't be read: SyntaxError"):
+    with pytest.raises(ConfigError, match=r"mine\.py line 2 is no Python: '\(' was never closed \(model = dict\("):
         build(write_config(tmp_path, "model = dict("))
+    with pytest.raises(ConfigError, match=r"mine\.py line 3 can't be read: NameError: name 'lr_'"):
+        build(write_config(tmp_path, "\noptimizer = dict(lr=lr_)"))
     (tmp_path / "mine.py").write_text("_base_ = './absent.py'")
     with pytest.raises(ConfigError, match=r"can't be read: FileNotFoundError.*absent\.py"):
         build(tmp_path / "mine.py")
+
+
+def test_a_config_that_was_cut_off_anywhere_is_read_or_refused(tmp_path):
+    """In a base too: no traceback, one message with the file; the line where Python knows one."""
+    source = (CONFIGS_ROOT / "datasets" / "demo.py").read_text()
+    (tmp_path / "mine.py").write_text("_base_ = './data.py'")
+    for length in range(0, len(source), 41):
+        (tmp_path / "data.py").write_text(source[:length])
+        with pytest.raises(ConfigError, match=r"data\.py line \d+ |data\.py: the file is empty|missing; a run needs"):
+            build(tmp_path / "mine.py")
 
 
 def test_missing_sections_are_named(tmp_path):
@@ -207,6 +241,14 @@ def write_json(folder, **changes):
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
             r"offload_optimizer\.ratio: got 0\.5, want 1: the second optimizer",
         ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
+            r"offload_optimizer\.device: got 'nvme', want 'cpu': what DeepSpeed swaps",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            r"offload_param\.device: got 'nvme', want 'cpu'",
+        ),
         ({"gradient_clipping": 1.0}, r"deepspeed\.gradient_clipping: got 1\.0.*optimizer_config\.grad_clip"),
         ({"optimizer": {"type": "Adam"}}, r"deepspeed\.optimizer"),
         ({"scheduler": {"type": "WarmupLR"}}, r"deepspeed\.scheduler"),
@@ -227,7 +269,11 @@ def test_batch_sizes_that_agree_are_accepted(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not valid JSON"), ("[]", "holds a list, want a JSON object"), (None, "does not exist.*zero3_bf16.json")],
+    [
+        ("{", r"is not valid JSON: .* line 1 column 2 .* cut off"),
+        ("[]", "holds a list, want a JSON object"),
+        (None, "does not exist.*zero3_bf16.json"),
+    ],
 )
 def test_an_unreadable_deepspeed_json(tmp_path, content, message):
     path = tmp_path / "ds.json"
@@ -235,3 +281,12 @@ def test_an_unreadable_deepspeed_json(tmp_path, content, message):
         path.write_text(content)
     with pytest.raises(ConfigError, match=message):
         build(deepspeed_config=str(path))
+
+
+def test_when_checkpoints_are_kept_and_how_they_are_written():
+    run = build_with("checkpoint_config.interval=50", "checkpoint_config.keep_interval=200")
+    assert (run.checkpoint_interval_steps, run.keep_interval_steps, run.checkpoint_in_background) == (50, 200, False)
+    assert build().keep_interval_steps is None and build(checkpoint="async").checkpoint_in_background
+    text = r"checkpoint_config\.keep_interval: got 70, but checkpoints are saved every 50 steps\. Use a multiple"
+    with pytest.raises(ConfigError, match=text):
+        build_with("checkpoint_config.interval=50", "checkpoint_config.keep_interval=70")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from ds_seg.tracking import console as console_module
-from ds_seg.tracking.console import Console, format_row, track_images
+from ds_seg.tracking.console import Console, LastingStream, format_row, track_images
 
 ROW = {"step": 40, "loss": 0.5119, "lr_min": 1e-4, "lr_max": 5e-4, "grad_norm": 1.234, "grad_norm_clipped": 1.0}
 ROW |= {"images_per_s": 12.34, "memory_gib": 0.91}
@@ -90,3 +93,21 @@ def test_evaluation_in_a_file_prints_a_line_now_and_then(clock):
 
     assert stream.getvalue().splitlines()[0] == "evaluating  15/100 images of this rank"
     assert len(stream.getvalue().splitlines()) == 6
+
+
+def test_a_full_disk_below_standard_output_loses_lines_and_nothing_else():
+    code = (
+        "import sys; from ds_seg.tracking.console import Console, LastingStream\n"
+        "sys.stdout = LastingStream(sys.stdout)\n"
+        "console = Console(10)\nfor _ in range(3000): console.info('a line')\n"
+        "assert not sys.stdout.isatty()"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_what_a_stream_takes_it_gets():
+    stream = io.StringIO()
+    print("text", file=LastingStream(stream), flush=True)
+    assert stream.getvalue() == "text\n"

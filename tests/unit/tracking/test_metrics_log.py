@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from disks import fill, small_disk
 from ds_seg.errors import DataError
 from ds_seg.tracking.metrics_log import MetricsLog, read_metrics
 
@@ -44,6 +45,24 @@ def test_every_row_is_on_disk_at_once_and_nan_is_null(tmp_path):
     assert read_metrics(log.path) == [{"step": 1, "loss": None}]
     log.close()
     log.close()
+
+
+def test_a_full_disk_leaves_whole_rows_and_takes_more_once_there_is_space(tmp_path):
+    with small_disk(tmp_path / "disk", size_mib=0.1) as disk:
+        log = MetricsLog(disk / "metrics.jsonl")
+        log.append(make_row(1))
+        ballast = fill(disk)
+        with pytest.raises(OSError, match="No space left"):
+            for step in range(2, 2000):  # the file's own last block has room for some
+                log.append(make_row(step))
+        before = read_metrics(log.path)
+        log.rewind(1)
+        ballast.unlink()
+        log.append(make_row(7))
+
+        assert [row["step"] for row in before] == list(range(1, len(before) + 1)) and len(before) > 1
+        assert read_metrics(log.path) == [make_row(1), make_row(7)]
+        log.close()
 
 
 def test_without_a_file_there_are_no_rows(tmp_path):

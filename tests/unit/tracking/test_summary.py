@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from ds_seg.errors import DsSegError
 from ds_seg.tracking.summary import SUMMARY_KEYS, write_summary
 
 
@@ -30,3 +31,11 @@ def test_missing_keys_are_our_own_fault_and_named(tmp_path):
     with pytest.raises(AssertionError, match=r"would lack \['mIoU', 'head\.dtype', 'step_time_s\.p95'\]"):
         write_summary(tmp_path, summary)
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_summary_that_can_not_be_written_says_what_is_safe(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        DsSegError, match=r"summary\.json can't be written \(.*its checkpoints are whole: `ds-seg evaluate`"
+    ):
+        write_summary(tmp_path / "file", make_summary())

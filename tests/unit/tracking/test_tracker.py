@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from disks import fill, read_only, small_disk
 from ds_seg.config.sections import WandbSettings
 from ds_seg.evaluation.pictures import load_rgb
 from ds_seg.tracking.metrics_log import read_metrics
@@ -65,6 +66,45 @@ def test_pictures_are_files_named_after_their_image(tmp_path):
     assert load_rgb(tmp_path / "predictions" / "scene_1.png").shape[1] == 3 * 330 + 10
 
 
+def test_a_full_disk_costs_records_and_two_lines(tmp_path, capsys):
+    ids = np.ones((40, 60), np.uint8)
+    with small_disk(tmp_path / "disk", size_mib=0.2) as disk:
+        tracker = build(disk, log_interval=1)
+        ballast = fill(disk)
+        for step in range(1, 101):
+            tracker.log_step({"step": step, "loss": 1.0, "note": "x" * 100})
+        tracker.log_pictures(10, [(f"{name}.jpg", np.zeros((40, 60, 3), np.uint8), ids, ids) for name in "ab"])
+        assert not tracker.write("reports", lambda: (disk / "report.html").write_text("text"))
+        ballast.unlink()
+        assert tracker.write("reports", lambda: (disk / "report.html").write_text("text"))
+        tracker.log_step({"step": 101})
+        tracker.close("done")
+
+        kept = [row["step"] for row in read_metrics(disk / "metrics.jsonl")]
+        assert kept[-1] == 101 and kept[:-1] == list(range(1, len(kept))) and not list((disk / "predictions").iterdir())
+    lost = {"rows of metrics.jsonl": 101 - len(kept), "pictures": 2, "reports": 1}
+    assert tracker.lost == lost and lost["rows of metrics.jsonl"] > 50
+    first, last = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert first.startswith(
+        "warning: rows of metrics.jsonl can't be written ([Errno 28] No space left on device). Training"
+    )
+    assert last == (
+        f"warning: lost because they could not be written: 2 pictures, 1 reports, {lost['rows of metrics.jsonl']} "
+        "rows of metrics.jsonl"
+    )
+
+
+def test_a_read_only_predictions_folder_costs_the_pictures(tmp_path, capsys):
+    ids = np.ones((40, 60), np.uint8)
+    (tmp_path / "predictions").mkdir()
+    tracker = build(tmp_path)
+    with read_only(tmp_path / "predictions"):
+        tracker.log_pictures(10, [("a.jpg", np.zeros((40, 60, 3), np.uint8), ids, ids)])
+    tracker.close("done")
+    assert tracker.lost == {"pictures": 1}
+    assert "warning: pictures can't be written ([Errno 30] Read-only file system" in capsys.readouterr().out
+
+
 def test_other_ranks_do_nothing(tmp_path, capsys):
     tracker = build(tmp_path / "work", is_main=False)
     tracker.info("hello")
@@ -72,6 +112,8 @@ def test_other_ranks_do_nothing(tmp_path, capsys):
     tracker.log_step({"step": 1})
     tracker.log_evaluation(1, {}, "")
     tracker.log_pictures(1, [("a", np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1)), None)])
+    tracker.rewind(0)
+    assert not tracker.write("reports", lambda: 1 / 0) and tracker.lost == {}
     tracker.close("done")
 
     assert not (tmp_path / "work").exists()

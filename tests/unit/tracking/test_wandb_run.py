@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import socket
 import struct
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
 from ds_seg.config.sections import WandbSettings
+from ds_seg.tracking import wandb_run
 from ds_seg.tracking.wandb_run import WandbRun, start_wandb
 
 NAMES = ("road", "sky")
@@ -176,6 +182,8 @@ def test_a_start_that_fails_altogether_is_one_warning(tmp_path, monkeypatch):
 
 def test_failures_while_logging_are_told_once_and_raise_nothing():
     class Broken:
+        settings = SimpleNamespace(finish_timeout=5.0)
+
         def __getattr__(self, name):
             raise BrokenPipeError(name)
 
@@ -187,3 +195,27 @@ def test_failures_while_logging_are_told_once_and_raise_nothing():
     run.finish(failed=False)
 
     assert lines == ["wandb failed (BrokenPipeError: define_metric). Training goes on; metrics.jsonl is complete."]
+
+
+def test_a_service_that_hangs_costs_records_and_no_time(tmp_path, monkeypatch):
+    """Without the thread `run.log` of wandb 0.31 blocks for good once the stopped service's socket is full."""
+    monkeypatch.setattr(wandb_run, "_FAILED_FINISH_TIMEOUT_S", 0.5)
+    lines = []
+    run = start(tmp_path / "run", lines)
+    services = [child for child in psutil.Process().children() if "wandb" in child.name()]
+    assert services
+    for service in services:
+        service.suspend()
+    try:
+        started = time.monotonic()
+        for step in range(2000):
+            run.log_step({"step": step, **{f"loss_{name}": 0.5 for name in range(40)}})
+        run.finish(failed=True)
+        assert time.monotonic() - started < 10
+    finally:
+        for service in services:
+            service.kill()
+        with contextlib.suppress(ConnectionError):
+            wandb.teardown()
+    assert lines[1] == "warning: wandb does not take any more records. Training goes on; metrics.jsonl is complete."
+    assert re.search(r"\(1\d\d\d records were lost.* with  wandb sync .*run-", lines[2])

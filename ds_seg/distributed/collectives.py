@@ -1,0 +1,77 @@
+"""The few collectives that ds_seg issues outside DeepSpeed and DDP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from ds_seg.distributed.world import device, world_size
+from ds_seg.errors import UserError
+
+T = TypeVar("T")
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def reduce_sum(values: torch.Tensor) -> torch.Tensor:
+    """Sum over ranks, in place and in the tensor's own dtype; the same tensor is returned."""
+    if world_size() > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.SUM)
+    return values
+
+
+def reduce_max(values: torch.Tensor) -> torch.Tensor:
+    """Element-wise maximum over ranks, in place; the same tensor is returned."""
+    if world_size() > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
+def any_rank(flag: bool) -> bool:
+    """True on every rank if `flag` is true on at least one. A collective: every rank calls it."""
+    return bool(reduce_max(torch.tensor([int(flag)], device=device())).item())
+
+
+def broadcast_object(value: T) -> T:
+    """Global rank 0's picklable `value`, on every rank. A collective."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=device())
+    return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """One picklable value a rank, in rank order, on every rank. A collective."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[T] = [value] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def agree(check: Callable[[], T]) -> T:
+    """Run `check` on every rank and go on only if it succeeded on all of them. A collective.
+
+    Returns:
+        This rank's own result.
+
+    Raises:
+        UserError: of the same class and text on every rank, from the lowest rank that raised one.
+    """
+    result, failure = None, None
+    try:
+        result = check()
+    except UserError as error:
+        failure = error
+    failures = [failed for failed in gather_objects(failure) if failed is not None]
+    if failures:
+        raise failures[0]
+    return result  # type: ignore[return-value]

@@ -1,0 +1,98 @@
+"""Rank, world size and device of this process, read in one way whatever launched it.
+
+The deepspeed launcher, torchrun and srun set (or are translated to) RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT; a plain process becomes a world of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import torch
+
+from ds_seg.errors import UserError
+
+_alone: ContextVar[bool] = ContextVar("ds_seg_alone", default=False)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process is a world of one, whatever launched it: for work that ranks don't share."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def rank() -> int:
+    """Global rank of this process, 0 where nothing was launched."""
+    if _alone.get():
+        return 0
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0) if _in_srun_step() else 0))
+
+
+def world_size() -> int:
+    """Number of processes in the run, at least 1."""
+    if _alone.get():
+        return 1
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", 1)))
+
+
+def local_rank() -> int:
+    """Rank of this process on its own node: the index of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0) if _in_srun_step() else 0))
+
+
+def is_main() -> bool:
+    """Whether this is global rank 0: the one that prints, logs and writes summaries."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """This process's GPU, or the CPU where DeepSpeed's accelerator is the CPU."""
+    from deepspeed.accelerator import get_accelerator
+
+    name = get_accelerator().device_name()
+    return torch.device("cpu") if name == "cpu" else torch.device(name, local_rank())
+
+
+def backend() -> str:
+    """The collective backend of the accelerator: nccl on GPUs, gloo on CPUs."""
+    return "gloo" if device().type == "cpu" else "nccl"
+
+
+def _in_srun_step() -> bool:
+    """A batch script or an salloc shell also has SLURM_PROCID, but only srun starts all tasks."""
+    return "SLURM_STEP_NUM_TASKS" in os.environ
+
+
+def complete_environment() -> None:
+    """Set what torch reads where the launcher did not.
+
+    Raises:
+        UserError: srun started several processes that can't find each other.
+    """
+    if "RANK" not in os.environ and _in_srun_step() and world_size() > 1:
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise UserError(
+                f"srun started {world_size()} processes but {' and '.join(missing)} is not set, so they can't "
+                "find each other. Export MASTER_ADDR (the first host of the job) and MASTER_PORT (a free port), "
+                "as launch/slurm.sh does."
+            )
+    if world_size() == 1:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(free_port()))
+    os.environ.update(RANK=str(rank()), WORLD_SIZE=str(world_size()), LOCAL_RANK=str(local_rank()))
+
+
+def free_port() -> int:
+    """A TCP port that was free just now on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
