@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ds_seg.engine.ema import WeightAverages
     from ds_seg.engine.engines import Engines
     from ds_seg.loop import LoopRecord
+    from ds_seg.planning.fitting import Fit
     from ds_seg.tracking.tracker import Tracker
 
 
@@ -82,11 +83,28 @@ def run(args: argparse.Namespace) -> int:
     from ds_seg.resumption import resolve_run
     from ds_seg.supervision import supervised
 
-    config = resolve_run(run_options(args))
+    config = _settle(resolve_run(run_options(args)))
     watched = supervised(config.work_dir, watchdog_timeout_s=config.watchdog_timeout_s, max_time_s=config.max_time_s)
     with explained_operations(), watched:
         train(config)
     return EXIT_OK
+
+
+def _settle(run: RunConfig) -> RunConfig:
+    """The run with values for what its config leaves "auto" and memory decides; a collective over all ranks."""
+    from ds_seg.planning.fitting import apply_fit, choose_fit, measure_memory_gib, needs_fitting
+
+    device = distributed.device()
+    if not needs_fitting(run, device.type):
+        return run
+    memory_gib = measure_memory_gib(device)
+
+    def choose() -> Fit | None:
+        return choose_fit(run, memory_gib=memory_gib, device_type=device.type) if distributed.is_main() else None
+
+    fit = distributed.broadcast_object(distributed.agree(choose))
+    assert fit is not None
+    return apply_fit(run, fit)
 
 
 def train(run: RunConfig) -> None:

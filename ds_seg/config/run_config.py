@@ -26,6 +26,7 @@ from ds_seg.config.sections import (
     read_optimizer_config,
     read_schedule,
 )
+from ds_seg.config.zero_sizes import DEFAULT_LIVE_BYTES, find_auto_sizes, settle_zero_sizes
 
 from mmcv import Config  # isort: skip
 
@@ -57,6 +58,8 @@ class RunConfig:
     mmseg: Config
     """The resolved MMSeg config; its `model` and `data` sections are MMSeg's own."""
     deepspeed: dict[str, Any]
+    auto_sizes: tuple[str, ...]
+    """Sizes under its zero_optimization that were "auto" and got a value from the size of the backbone."""
     work_dir: Path
     seed: int
     world_size: int
@@ -163,11 +166,13 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         world_size=world_size,
         faults=faults,
     )
+    auto_sizes = find_auto_sizes(deepspeed.get("zero_optimization"), faults)
     ignored = find_ignored(dict(config.items())) | ignored_json | ignored_loggers | ignored_hooks
     run = RunConfig(
         name=path.stem,
         mmseg=config,
-        deepspeed=deepspeed,
+        deepspeed=settle_zero_sizes(deepspeed, auto_sizes, config.model.backbone, DEFAULT_LIVE_BYTES),
+        auto_sizes=auto_sizes,
         work_dir=Path(options.work_dir or config.get("work_dir") or Path("work_dirs") / path.stem).absolute(),
         seed=_read_seed(options, config, faults),
         world_size=world_size,
