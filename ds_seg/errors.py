@@ -38,7 +38,7 @@ class WeightsError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged, or of another model or world size."""
+    """A checkpoint that is missing, damaged, of another model or world size, or that can't be written."""
 
 
 class TrainingDiverged(DsSegError):

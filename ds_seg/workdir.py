@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import torch
 
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg import distributed
-from ds_seg.checkpoint import find_resume_point, list_checkpoints
-from ds_seg.checkpoint.store import checkpoint_step, checkpoints_folder
+from ds_seg.checkpoint import choose_resume_point
+from ds_seg.checkpoint.store import checkpoint_step, checkpoints_folder, drop_leftovers, list_folders
 from ds_seg.config import RunConfig
 from ds_seg.config.files import KNOWN_KEYS
 from ds_seg.errors import UserError
-from ds_seg.tracking.files import write_json_atomic, write_text_atomic
+from ds_seg.files import write_text_atomic
+from ds_seg.tracking.files import write_json_atomic
 
 from mmcv import Config  # isort: skip
 
@@ -26,7 +28,7 @@ _OUTPUTS = ("checkpoints", "metrics.jsonl", "summary.json", "report.html", "pred
 
 
 def open_work_dir(run: RunConfig) -> Path | None:
-    """Prepare the work dir and find the checkpoint to resume from; a collective over all ranks.
+    """Prepare the work dir and find the whole checkpoint to resume from; a collective over all ranks.
 
     A run that does not resume moves the outputs of an earlier one to `earlier-N`, so that nothing is lost
     and nothing of it can be mistaken for this run's.
@@ -35,24 +37,41 @@ def open_work_dir(run: RunConfig) -> Path | None:
         The checkpoint to resume from, or None for a run that starts anew.
 
     Raises:
-        CheckpointError: `--resume TAG` names no complete checkpoint.
+        CheckpointError: `--resume TAG` names no whole checkpoint, or `--resume auto` finds damaged ones only.
         UserError: the work dir can't be written.
     """
 
-    def prepare() -> Path | None:
-        if not distributed.is_main():
-            return None
-        resume_from = find_resume_point(run.work_dir, run.resume) if run.resume else None
-        try:
-            checkpoints_folder(run.work_dir).mkdir(parents=True, exist_ok=True)
-            if resume_from is None:
-                _set_earlier_run_aside(run.work_dir)
-            _write_description(run)
-        except OSError as error:
-            raise UserError(f"Work dir {run.work_dir} can't be written: {error}. Choose another --work-dir.") from error
-        return resume_from
+    resume_from = None
+    if run.resume:
+        _on_main(run.work_dir, lambda: drop_leftovers(run.work_dir))
+        resume_from = choose_resume_point(run.work_dir, run.resume, _warn)
 
-    return distributed.broadcast_object(distributed.agree(prepare))
+    def prepare() -> None:
+        checkpoints_folder(run.work_dir).mkdir(parents=True, exist_ok=True)
+        if resume_from is None:
+            _set_earlier_run_aside(run.work_dir)
+        _write_description(run)
+
+    _on_main(run.work_dir, prepare)
+    return resume_from
+
+
+def _on_main(work_dir: Path, change: Callable[[], None]) -> None:
+    """Let global rank 0 change the work dir; a collective over all ranks, who all learn whether it could."""
+
+    def try_to() -> None:
+        try:
+            if distributed.is_main():
+                change()
+        except OSError as error:
+            raise UserError(f"Work dir {work_dir} can't be written: {error}. Choose another --work-dir.") from error
+
+    distributed.agree(try_to)
+
+
+def _warn(text: str) -> None:
+    if distributed.is_main():
+        print(f"warning: {text}", flush=True)
 
 
 def _set_earlier_run_aside(work_dir: Path) -> None:
@@ -65,7 +84,7 @@ def _set_earlier_run_aside(work_dir: Path) -> None:
 
 def set_newer_checkpoints_aside(work_dir: Path, resumed_from: Path) -> None:
     """Move the checkpoints after the one a run resumed from, so that no later `--resume auto` takes them."""
-    newer = [path for path in list_checkpoints(work_dir) if checkpoint_step(path) > checkpoint_step(resumed_from)]
+    newer = [path for path in list_folders(work_dir) if checkpoint_step(path) > checkpoint_step(resumed_from)]
     if newer and resumed_from.parent == checkpoints_folder(work_dir):
         print(f"moved the checkpoints after {resumed_from.name} to {_set_aside(work_dir, newer)}")
 

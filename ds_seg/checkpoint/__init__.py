@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ds_seg.checkpoint.resume_point import choose_resume_point
+from ds_seg.checkpoint.sizes import checkpoint_bytes
 from ds_seg.checkpoint.store import (
     checkpoint_name,
-    find_resume_point,
     list_checkpoints,
     resolve_checkpoint,
     resolve_weights,
@@ -19,12 +20,14 @@ from ds_seg.checkpoint.training_state import TrainingState
 
 if TYPE_CHECKING:
     from ds_seg.checkpoint.load import load_weights_from_checkpoint, resume_training
-    from ds_seg.checkpoint.save import save_checkpoint
+    from ds_seg.checkpoint.save import CheckpointSaver, save_checkpoint
 
 __all__ = [
+    "CheckpointSaver",
     "TrainingState",
+    "checkpoint_bytes",
     "checkpoint_name",
-    "find_resume_point",
+    "choose_resume_point",
     "list_checkpoints",
     "load_weights_from_checkpoint",
     "resolve_checkpoint",
@@ -32,7 +35,12 @@ __all__ = [
     "resume_training",
     "save_checkpoint",
 ]
-_NEED_DEEPSPEED = {"load_weights_from_checkpoint": "load", "resume_training": "load", "save_checkpoint": "save"}
+_NEED_DEEPSPEED = {
+    "CheckpointSaver": "save",
+    "load_weights_from_checkpoint": "load",
+    "resume_training": "load",
+    "save_checkpoint": "save",
+}
 
 
 def __getattr__(name: str) -> Any:

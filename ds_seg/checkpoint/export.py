@@ -18,10 +18,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ds_seg.checkpoint.description import ModelDescription
-from ds_seg.checkpoint.manifest import sync_folder
 from ds_seg.checkpoint.model_weights import ModelWeights
 from ds_seg.config.head_fields import auxiliary_head_fields, decode_head_fields
 from ds_seg.errors import UserError
+from ds_seg.files import sync_folder
 from ds_seg.models.weight_dialects import spell_as_intern_vision
 
 SUFFIXES = {"safetensors": ".safetensors", "mmseg": ".pth"}

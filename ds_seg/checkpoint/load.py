@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from deepspeed.runtime.zero import GatheredParameters
 from torch import nn
 
 from ds_seg import distributed
-from ds_seg.checkpoint.averages import load_averages, validate_backbone_averages
-from ds_seg.checkpoint.manifest import verify_files
+from ds_seg.checkpoint.averages import SavedBackboneAverages
+from ds_seg.checkpoint.resharding import load_backbone
+from ds_seg.checkpoint.resume_point import verify_checkpoint
 from ds_seg.checkpoint.saved_weights import SavedBackbone, read_saved_heads
+from ds_seg.checkpoint.shards import SavedShards
 from ds_seg.checkpoint.store import BACKBONE_TAG, HEADS_FILE
-from ds_seg.checkpoint.training_state import TrainingState, read_state, validate_same_model, validate_same_run
+from ds_seg.checkpoint.training_state import (
+    TrainingState,
+    read_state,
+    validate_same_model,
+    validate_same_rates,
+    validate_same_run,
+)
 from ds_seg.config import RunConfig
+from ds_seg.engine.adamw import RATE_GROUPS
 from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
 from ds_seg.engine.precision import validate_precision
 from ds_seg.models.heads import SegmentationHeads
 
 
-def resume_training(folder: Path, engines: Engines, run: RunConfig, ema: WeightAverages | None = None) -> TrainingState:
+def resume_training(
+    folder: Path, engines: Engines, run: RunConfig, ema: WeightAverages | None = None, *, verified: bool = False
+) -> TrainingState:
     """Load weights, averages and optimizers of both engines; a collective over all ranks.
 
-    Nothing is loaded before every rank has verified its share of the files.
+    The checkpoint may be of another number of ranks. Nothing is loaded before every rank has verified its share of the
+    files; `verified` where that has been done.
 
     Returns:
         Where the run stood.
@@ -34,28 +48,17 @@ def resume_training(folder: Path, engines: Engines, run: RunConfig, ema: WeightA
         PrecisionError: a tensor of the engines has another dtype than promised.
     """
 
-    def check() -> dict:
-        content = read_state(folder)
-        validate_same_model(folder, content, engines.backbone.module, engines.heads)
-        validate_same_run(folder, content, run, engines, averaged=ema is not None)
-        if ema is not None:
-            validate_backbone_averages(folder, ema)
-        return content
-
-    _verify(folder)
-    content = distributed.agree(check)
-    if engines.trainable_backbone:
-        loaded, _ = engines.backbone.load_checkpoint(str(folder), tag=BACKBONE_TAG, load_lr_scheduler_states=False)
-        assert loaded is not None, (
-            f"DeepSpeed found no backbone in {folder / BACKBONE_TAG} although its files are there"
-        )
-    parts = torch.load(folder / HEADS_FILE, map_location=engines.device, weights_only=True)
-    engines.heads.load_state_dict(parts["heads"])
-    engines.head_optimizer.load_state_dict(parts["optimizer"])
+    if not verified:
+        verify_checkpoint(folder)
+    saved = distributed.agree(lambda: _open_for_resume(folder, engines, run, averaged=ema is not None))
+    if saved.shards is not None:
+        load_backbone(saved.shards, engines)
+    engines.heads.load_state_dict(saved.parts["heads"])
+    engines.head_optimizer.load_state_dict(saved.parts["optimizer"])
     if ema is not None:
-        load_averages(folder, ema, parts["averages"])
+        ema.load(saved.averages.read, saved.parts["averages"])
     validate_precision(engines)
-    return TrainingState(**content["state"])
+    return TrainingState(**saved.content["state"])
 
 
 def load_weights_from_checkpoint(folder: Path, backbone: nn.Module, heads: SegmentationHeads) -> bool:
@@ -81,7 +84,7 @@ def load_weights_from_checkpoint(folder: Path, backbone: nn.Module, heads: Segme
         validate_same_model(folder, content, backbone, heads)
         return content
 
-    _verify(folder)
+    verify_checkpoint(folder)
     content = distributed.agree(check)
     saved = distributed.agree(lambda: SavedBackbone(folder, content) if distributed.is_main() else None)
     _hand_out(saved, backbone)
@@ -89,9 +92,26 @@ def load_weights_from_checkpoint(folder: Path, backbone: nn.Module, heads: Segme
     return content["averaged"]
 
 
-def _verify(folder: Path) -> None:
-    """Every rank reads its share, and none parses a file before all of them are known to be whole."""
-    distributed.agree(lambda: verify_files(folder, distributed.rank(), distributed.world_size()))
+@dataclass(frozen=True)
+class _Opened:
+    """A checkpoint that fits a run, with nothing of the backbone read yet."""
+
+    content: dict[str, Any]
+    parts: dict[str, Any]
+    """Heads, their optimizer and their averages."""
+    shards: SavedShards | None
+    averages: SavedBackboneAverages
+
+
+def _open_for_resume(folder: Path, engines: Engines, run: RunConfig, *, averaged: bool) -> _Opened:
+    content = read_state(folder)
+    validate_same_model(folder, content, engines.backbone.module, engines.heads)
+    validate_same_run(folder, content, run, engines, averaged=averaged)
+    parts = torch.load(folder / HEADS_FILE, map_location=engines.device, weights_only=True)
+    shards = SavedShards(folder / BACKBONE_TAG) if engines.trainable_backbone else None
+    rates = [*(shards.groups[0][RATE_GROUPS] if shards else ()), *parts["optimizer"]["param_groups"]]
+    validate_same_rates(folder, rates, engines.param_groups)
+    return _Opened(content, parts, shards, SavedBackboneAverages(folder))
 
 
 @torch.no_grad()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from ds_seg.errors import CheckpointError
+from ds_seg.files import sync_folder
 from ds_seg.supervision.progress import tick
 
 MANIFEST = "manifest.json"
+_DIGEST = "digest"
+"""Key of the checksum of everything else in the manifest."""
 _CHUNK_BYTES = 1 << 24
 
 
@@ -20,7 +24,26 @@ class FileEntry(TypedDict):
     """One file of a checkpoint."""
 
     bytes: int
-    crc32: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        step: Optimizer steps that lead to it.
+        world_size: Processes that wrote it.
+        config_digest: SHA-256 of the resolved config.
+        versions: Of the packages that wrote it.
+        files: Path in the folder -> size and SHA-256.
+    """
+
+    step: int
+    world_size: int
+    config_digest: str
+    versions: Mapping[str, str]
+    files: Mapping[str, FileEntry]
 
 
 def seal_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
@@ -33,67 +56,76 @@ def seal_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
     return sealed
 
 
-def write_manifest(folder: Path, entries: dict[str, FileEntry]) -> None:
+def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest of a checkpoint folder and flush it and all folders of its files to the disk."""
+    content = asdict(manifest)
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump({"files": entries}, file, indent=1, sort_keys=True)
+        json.dump({**content, _DIGEST: _digest(content)}, file, indent=1, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
-    for parent in {folder, *((folder / name).parent for name in entries)}:
+    for parent in {folder, *((folder / name).parent for name in manifest.files)}:
         sync_folder(parent)
 
 
-def verify_files(folder: Path, rank: int, world_size: int) -> None:
-    """Read this rank's share of a checkpoint's files and compare them with the manifest.
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint.
 
     Raises:
-        CheckpointError: a file is missing, has another size, or another checksum.
-    """
-    entries = read_manifest(folder)
-    for name in sorted(entries)[rank::world_size]:
-        path, wanted = folder / name, entries[name]
-        if not path.is_file():
-            raise CheckpointError(f"Checkpoint {folder} is damaged: {name} is missing. {_remedy(folder)}")
-        found = _measure(path) if path.stat().st_size == wanted["bytes"] else None
-        if found != wanted:
-            detail = "has another checksum" if found else f"has {path.stat().st_size} bytes, want {wanted['bytes']}"
-            raise CheckpointError(f"Checkpoint {folder} is damaged: {name} {detail}. {_remedy(folder)}")
-
-
-def read_manifest(folder: Path) -> dict[str, FileEntry]:
-    """The manifest's entries.
-
-    Raises:
-        CheckpointError: `folder` holds no readable manifest, so it is not a complete checkpoint.
+        CheckpointError: `folder` holds no manifest, or one that is damaged.
     """
     try:
-        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return {name: {"bytes": int(entry["bytes"]), "crc32": int(entry["crc32"])} for name, entry in listed.items()}
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if content.pop(_DIGEST) != _digest(content):
+            raise ValueError
+        return Manifest(**content)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder} is not a ds_seg checkpoint: it has no {MANIFEST}. Name a folder like "
             "WORK_DIR/checkpoints/step_000100, or a work dir that holds one."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"Checkpoint {folder} is damaged: {MANIFEST} can't be read. {_remedy(folder)}") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's own entries (new names, renames) to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def verify_files(folder: Path, rank: int, world_size: int) -> None:
+    """Read this rank's share of a checkpoint's files and compare them with the manifest.
+
+    Files that the manifest does not list are not looked at.
+
+    Raises:
+        CheckpointError: files are missing, or have another size or checksum.
+    """
+    files = read_manifest(folder).files
+    faults = [fault for name in sorted(files)[rank::world_size] if (fault := _find_fault(folder / name, files[name]))]
+    if faults:
+        named = "; ".join(f"{path.relative_to(folder)} {fault}" for path, fault in faults)
+        raise CheckpointError(f"Checkpoint {folder} is damaged: {named}. {_remedy(folder)}")
+
+
+def _find_fault(path: Path, wanted: FileEntry) -> tuple[Path, str] | None:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        size = path.stat().st_size
+        if size != wanted["bytes"]:
+            return path, f"has {size} bytes, want {wanted['bytes']}"
+        return None if _measure(path) == wanted else (path, "has another checksum")
+    except FileNotFoundError:
+        return path, "is missing"
+    except OSError as error:
+        return path, f"can't be read ({error.strerror})"
 
 
 def _measure(path: Path) -> FileEntry:
-    checksum, size = 0, 0
+    checksum, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
-            checksum, size = zlib.crc32(chunk, checksum), size + len(chunk)
+            checksum.update(chunk)
+            size += len(chunk)
             tick()
-    return {"bytes": size, "crc32": checksum}
+    return {"bytes": size, "sha256": checksum.hexdigest()}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _remedy(folder: Path) -> str:

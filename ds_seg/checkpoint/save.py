@@ -1,107 +1,167 @@
-"""Save a checkpoint so that its name appears only when all of it is on the disk."""
+"""Save checkpoints, waiting for the disk or for the copy only; each gets its name when all of it is on the disk."""
 
 from __future__ import annotations
 
-import os
-import shutil
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from deepspeed.runtime.zero import GatheredParameters
-from safetensors.torch import save_file
 
-from ds_seg import distributed
-from ds_seg.checkpoint.averages import save_backbone_averages
-from ds_seg.checkpoint.manifest import seal_files, sync_folder, write_manifest
-from ds_seg.checkpoint.store import (
-    BACKBONE_TAG,
-    FROZEN_BACKBONE_FILE,
-    HEADS_FILE,
-    checkpoint_name,
-    checkpoints_folder,
-    drop_leftovers,
-    drop_old_checkpoints,
-    list_checkpoints,
+from ds_seg import __version__, distributed
+from ds_seg.checkpoint.contents import collect_files, count_bytes
+from ds_seg.checkpoint.host_copies import HostCopies
+from ds_seg.checkpoint.manifest import FileEntry
+from ds_seg.checkpoint.training_state import TrainingState
+from ds_seg.checkpoint.write import (
+    FileContent,
+    Save,
+    commit,
+    explained,
+    leaving_nothing,
+    list_files,
+    prepare_folder,
+    validate_space,
+    write_files,
 )
-from ds_seg.checkpoint.training_state import TrainingState, write_state
 from ds_seg.config import RunConfig
 from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
 from ds_seg.engine.precision import validate_precision
+from ds_seg.supervision import stop
+from ds_seg.supervision.progress import SLOW, enter_phase
+
+_PACKAGES = ("torch", "deepspeed", "safetensors")
+
+
+class CheckpointSaver:
+    """Saves both engines' weights, averages and optimizers and the run's state, time after time.
+
+    Every method is a collective over all ranks. With `run.checkpoint_in_background`, `save` returns when the host holds
+    a copy; a thread writes it, which issues no collective, and the checkpoint gets its name in the first `poll` that
+    finds all ranks' threads done.
+
+    Args:
+        engines: what is saved.
+        run: the run.
+        ema: averages of the weights; None where there are none.
+        log: gets a line for each checkpoint.
+    """
+
+    def __init__(
+        self,
+        engines: Engines,
+        run: RunConfig,
+        ema: WeightAverages | None = None,
+        log: Callable[[str], object] = lambda _line: None,
+    ) -> None:
+        self.engines, self.run, self.ema, self.log = engines, run, ema, log
+        self._copies = HostCopies() if run.checkpoint_in_background else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint writer")
+        self._pending: tuple[Save, Future[dict[str, FileEntry]]] | None = None
+        self._started_s = self._waited_s = 0.0
+        config = json.dumps(run.mmseg.to_dict(), default=str, sort_keys=True)
+        self._config_digest = hashlib.sha256(config.encode()).hexdigest()
+
+    def save(self, state: TrainingState) -> Path:
+        """Save what the engines hold now; a save that is still in the background is waited for first.
+
+        Returns:
+            The folder of the checkpoint, which in the background appears later.
+
+        Raises:
+            CheckpointError: the disk has too little room or refuses something; nothing of it is left.
+            PrecisionError: a tensor has another dtype than promised; nothing was written.
+        """
+        self.wait()
+        validate_precision(self.engines)
+        self._started_s = time.perf_counter()
+        save = self._describe(state)
+        with leaving_nothing(save):
+            prepare_folder(save)
+            files, present = self._collect(save, state)
+            if self._copies is None:
+                entries = distributed.agree(lambda: write_files(save, files, present))
+                self._waited_s = 0.0
+                return self._commit(save, entries)
+            copied = self._copies.copy(files)
+        self._pending = save, self._thread.submit(write_files, save, copied, present)
+        self._waited_s = time.perf_counter() - self._started_s
+        return save.final
+
+    def poll(self) -> None:
+        """Complete the save in the background if it is written on all ranks; to be called after every step.
+
+        Raises:
+            CheckpointError: it could not be written on some rank; nothing of it is left.
+        """
+        if self._pending is None:
+            return
+        written = self._pending[1]
+        done = written.done()
+        flags = [not done, done and written.exception() is not None]
+        writing, failed = distributed.reduce_max(torch.tensor(flags, dtype=torch.int, device=self.engines.device))
+        if failed or not writing:
+            self.wait()
+
+    def wait(self) -> None:
+        """Complete the save in the background, if there is one, waiting for the disk.
+
+        Raises:
+            CheckpointError: it could not be written on some rank; nothing of it is left.
+        """
+        if self._pending is None:
+            return
+        enter_phase(f"waiting for {self._pending[0].final.name} to be written", patience=SLOW)
+        started_s = time.perf_counter()
+        (save, written), self._pending = self._pending, None
+        with leaving_nothing(save):
+            entries = distributed.agree(written.result)
+            self._waited_s += time.perf_counter() - started_s
+            self._commit(save, entries)
+
+    def _describe(self, state: TrainingState) -> Save:
+        run = self.run
+        return Save(
+            work_dir=run.work_dir,
+            step=state.step,
+            best=state.best_checkpoint,
+            good_step=state.step - state.skipped_in_a_row,
+            keep=run.keep_checkpoints,
+            keep_every_steps=run.keep_interval_steps,
+            world_size=run.world_size,
+            config_digest=self._config_digest,
+            versions={"ds_seg": __version__, **{name: version(name) for name in _PACKAGES}},
+        )
+
+    def _collect(self, save: Save, state: TrainingState) -> tuple[dict[str, FileContent], list[str]]:
+        """This rank's files, for which there is room, and its share of those that DeepSpeed has written by itself."""
+        with explained(save.final):
+            files = collect_files(self.engines, self.run, state, self.ema, save.temporary)
+        present = list_files(save.temporary)[distributed.rank() :: distributed.world_size()]
+        validate_space(save, sum(map(count_bytes, files.values())), len(files))
+        return files, present
+
+    def _commit(self, save: Save, entries: Mapping[str, FileEntry]) -> Path:
+        folder = commit(save, entries)
+        took_s = time.perf_counter() - self._started_s
+        stop.pace.note_save(took_s)
+        waited = f" in the background; training waited {self._waited_s:.1f} s" if self._copies is not None else ""
+        self.log(f"saved {folder} in {took_s:.1f} s{waited}")
+        return folder
 
 
 def save_checkpoint(engines: Engines, run: RunConfig, state: TrainingState, ema: WeightAverages | None = None) -> Path:
-    """Write both engines' weights, averages and optimizers and the run's state; a collective over all ranks.
-
-    Everything goes to a temporary folder, is flushed and summed up in a manifest, and then renamed. Older
-    checkpoints are removed after that.
+    """Save one checkpoint and wait until it is complete; a collective over all ranks.
 
     Returns:
         The folder of the checkpoint.
-
-    Raises:
-        PrecisionError: a tensor has another dtype than promised; nothing was written.
     """
-    validate_precision(engines)
-    name = checkpoint_name(state.step)
-    final = checkpoints_folder(run.work_dir) / name
-    temporary = final.with_name(f".{name}.tmp")
-    if distributed.is_main():
-        drop_leftovers(run.work_dir)
-        temporary.mkdir(parents=True)
-    distributed.barrier()
-    if engines.trainable_backbone:
-        engines.backbone.save_checkpoint(str(temporary), tag=BACKBONE_TAG, save_latest=False)
-    else:
-        _save_frozen_backbone(engines, temporary, list_checkpoints(run.work_dir))
-    if ema is not None:
-        save_backbone_averages(temporary, ema)
-    if distributed.is_main():
-        _save_heads(engines, ema, temporary)
-        write_state(temporary, state, run, engines, averaged=ema is not None)
-    distributed.barrier()
-    sealed = distributed.gather_objects(seal_files(temporary, _own_files(temporary)))
-    if distributed.is_main():
-        write_manifest(temporary, {name: entry for part in sealed for name, entry in part.items()})
-        _publish(temporary, final)
-        drop_old_checkpoints(run.work_dir, run.keep_checkpoints, state.best_checkpoint)
-    distributed.barrier()
-    return final
-
-
-def _save_heads(engines: Engines, ema: WeightAverages | None, folder: Path) -> None:
-    parts = {"heads": engines.heads.state_dict(), "optimizer": engines.head_optimizer.state_dict()}
-    torch.save(parts | ({"averages": ema.heads} if ema is not None else {}), folder / HEADS_FILE)
-
-
-def _publish(temporary: Path, final: Path) -> None:
-    """Give a finished checkpoint its name; one that has the name already goes only after that."""
-    replaced = final.with_name(f".{final.name}.replaced")
-    if final.exists():
-        final.rename(replaced)
-    temporary.rename(final)
-    sync_folder(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _own_files(folder: Path) -> list[str]:
-    """This rank's share of the files, so that every rank sums up about as many bytes."""
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return files[distributed.rank() :: distributed.world_size()]
-
-
-def _save_frozen_backbone(engines: Engines, folder: Path, earlier: list[Path]) -> None:
-    """A backbone that never moves is written once and linked from then on."""
-    target = folder / FROZEN_BACKBONE_FILE
-    linked = distributed.broadcast_object(bool(earlier) and (earlier[-1] / FROZEN_BACKBONE_FILE).is_file())
-    if linked:
-        if distributed.is_main():
-            os.link(earlier[-1] / FROZEN_BACKBONE_FILE, target)
-        return
-    tensors = {}
-    for name, parameter in engines.backbone.module.named_parameters():
-        with GatheredParameters([parameter]):
-            if distributed.is_main():
-                tensors[name] = parameter.detach().cpu().clone()
-    if distributed.is_main():
-        save_file(tensors, target)
+    saver = CheckpointSaver(engines, run, ema)
+    folder = saver.save(state)
+    saver.wait()
+    return folder

@@ -22,6 +22,7 @@ _KNOWN_KEYS = frozenset(
     seq_parallel_communication_data_type gradient_clipping optimizer scheduler fp16 amp
     """.split()
 )
+_OFFLOADED_PARTS = ("offload_optimizer", "offload_param")
 _BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
@@ -112,7 +113,15 @@ def _check_zero(zero: Any, faults: Faults) -> None:
             "deepspeed.zero_optimization.stage",
             f"got {stage!r}, want 3: the backbone is built and loaded in shards. Set it to 3, also on one GPU.",
         )
-    offload = (zero.get("offload_optimizer") if isinstance(zero, dict) else None) or {}
+    sections = {part: (zero.get(part) if isinstance(zero, dict) else None) or {} for part in _OFFLOADED_PARTS}
+    for part, section in sections.items():
+        if section.get("device") == "nvme":
+            faults.add(
+                f"deepspeed.zero_optimization.{part}.device",
+                "got 'nvme', want 'cpu': what DeepSpeed swaps to a disk of its own is in none of the files that a "
+                "resume, an export or averages (EMAHook) could read.",
+            )
+    offload = sections["offload_optimizer"]
     if offload.get("ratio", 1.0) != 1.0:
         faults.add(
             "deepspeed.zero_optimization.offload_optimizer.ratio",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ds_seg.openmmlab  # noqa: F401
+from ds_seg.config.batches import resolve_batches
 from ds_seg.config.deepspeed_json import load_deepspeed_json, resolve_deepspeed
 from ds_seg.config.dialect import choose_deepspeed_json, find_ignored, list_ignored_names
 from ds_seg.config.faults import Faults
@@ -25,6 +26,7 @@ from ds_seg.config.sections import (
     read_optimizer_config,
     read_schedule,
 )
+from ds_seg.config.zero_sizes import DEFAULT_LIVE_BYTES, find_auto_sizes, settle_zero_sizes
 
 from mmcv import Config  # isort: skip
 
@@ -39,6 +41,10 @@ class RunOptions:
     resume: str | None = None
     load_from: str | None = None
     seed: int | None = None
+    on_divergence: str | None = None
+    checkpoint: str = "sync"
+    global_batch: int | None = None
+    """Crops a step, whatever the config says: those of the checkpoint to resume from."""
     max_time: str | None = None
     watchdog_timeout_s: float | None = None
     cfg_options: Mapping[str, Any] = field(default_factory=dict)
@@ -52,6 +58,8 @@ class RunConfig:
     mmseg: Config
     """The resolved MMSeg config; its `model` and `data` sections are MMSeg's own."""
     deepspeed: dict[str, Any]
+    auto_sizes: tuple[str, ...]
+    """Sizes under its zero_optimization that were "auto" and got a value from the size of the backbone."""
     work_dir: Path
     seed: int
     world_size: int
@@ -61,12 +69,19 @@ class RunConfig:
     schedule: ScheduleSettings
     clip_norm: float | None
     max_skipped_steps: int
+    max_rollbacks: int
+    """How often a run that diverges may go back and leave out data; 0 stops it at once."""
+    max_bad_samples: int
+    """Training samples that may be replaced because their files can't be read."""
     log_interval_steps: int
     eval_interval_steps: int
     window_batch: int
     save_best: bool
     checkpoint_interval_steps: int
     keep_checkpoints: int
+    keep_interval_steps: int | None
+    """Checkpoints at its multiples are never removed; None for none."""
+    checkpoint_in_background: bool
     ema: EmaSettings | None
     """How the weights are averaged; None where they are not."""
     wandb: WandbSettings
@@ -138,34 +153,39 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
     _check_model(config.model, faults)
     _check_data(config, faults)
     clip_norm, cumulative_iters = read_optimizer_config(config.get("optimizer_config"), faults)
-    micro_batch = faults.integer("data.samples_per_gpu", config.data, 1, minimum=1)
-    accumulation_steps = _accumulation(config, micro_batch, cumulative_iters, world_size, faults)
+    batches = resolve_batches(
+        config, cumulative_iters=cumulative_iters, world_size=world_size, kept=options.global_batch, faults=faults
+    )
     log_interval_steps, wandb, ignored_loggers = read_log_config(config.get("log_config"), faults)
     ema, ignored_hooks = read_custom_hooks(config.get("custom_hooks"), faults)
     deepspeed_path, ignored_json = choose_deepspeed_json(options.deepspeed_config, config)
     deepspeed = resolve_deepspeed(
         load_deepspeed_json(deepspeed_path),
-        micro_batch=micro_batch,
-        accumulation_steps=accumulation_steps,
+        micro_batch=batches.micro_batch,
+        accumulation_steps=batches.accumulation_steps,
         world_size=world_size,
         faults=faults,
     )
-    if ema is not None:
-        _check_ema_offload(deepspeed, faults)
+    auto_sizes = find_auto_sizes(deepspeed.get("zero_optimization"), faults)
+    ignored = find_ignored(dict(config.items())) | ignored_json | ignored_loggers | ignored_hooks
     run = RunConfig(
         name=path.stem,
         mmseg=config,
-        deepspeed=deepspeed,
+        deepspeed=settle_zero_sizes(deepspeed, auto_sizes, config.model.backbone, DEFAULT_LIVE_BYTES),
+        auto_sizes=auto_sizes,
         work_dir=Path(options.work_dir or config.get("work_dir") or Path("work_dirs") / path.stem).absolute(),
         seed=_read_seed(options, config, faults),
         world_size=world_size,
-        micro_batch=micro_batch,
-        accumulation_steps=accumulation_steps,
+        micro_batch=batches.micro_batch,
+        accumulation_steps=batches.accumulation_steps,
         optimizer=read_optimizer(config.optimizer, int(config.model.backbone.get("depth", 48)), faults),
         schedule=read_schedule(config.get("lr_config"), config.runner, faults),
         clip_norm=clip_norm,
         max_skipped_steps=faults.integer("max_skipped_steps", config, 5, minimum=1),
+        max_rollbacks=_read_max_rollbacks(options, config, faults),
+        max_bad_samples=faults.integer("data.max_bad_samples", config.data, 0, minimum=0),
         log_interval_steps=log_interval_steps,
+        checkpoint_in_background=options.checkpoint == "async",
         ema=ema,
         wandb=wandb,
         load_from=options.load_from or next(filter(None, _list_weights(config)), None),
@@ -174,7 +194,7 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         max_time_s=read_max_time(options.max_time, faults),
         watchdog_timeout_s=read_watchdog_timeout(options.watchdog_timeout_s, faults),
         find_unused_parameters=bool(config.get("find_unused_parameters", False)),
-        notes=_note_ignored(find_ignored(dict(config.items())) | ignored_json | ignored_loggers | ignored_hooks),
+        notes=(*_note_ignored(ignored), *batches.notes),
         **_read_intervals(config, faults),
     )
     faults.raise_if_any()
@@ -185,22 +205,18 @@ def _note_ignored(reasons: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(f"config key '{key}' has no effect: {why}" for key, why in reasons.items())
 
 
-def _check_ema_offload(deepspeed: Mapping[str, Any], faults: Faults) -> None:
-    zero = deepspeed.get("zero_optimization")
-    for part in ("offload_optimizer", "offload_param"):
-        section = zero.get(part) if isinstance(zero, Mapping) else None
-        if isinstance(section, Mapping) and section.get("device") == "nvme":
-            faults.add(
-                f"deepspeed.zero_optimization.{part}.device",
-                "got 'nvme', but averages (EMAHook) follow the weights at every step, and would read all of them back "
-                "from the disk. Use 'cpu', or remove the EMAHook.",
-            )
-
-
 def _read_seed(options: RunOptions, config: Config, faults: Faults) -> int:
     if options.seed is None:
         return faults.integer("seed", config, 0, minimum=0)
     return faults.integer("--seed", {"--seed": options.seed}, 0, minimum=0)
+
+
+def _read_max_rollbacks(options: RunOptions, config: Config, faults: Faults) -> int:
+    wanted = options.on_divergence or config.get("on_divergence", "stop")
+    if wanted not in ("stop", "rollback"):
+        faults.add("on_divergence", f"got {wanted!r}, want 'stop' or 'rollback'.")
+    most = faults.integer("max_rollbacks", config, 3, minimum=1)
+    return most if wanted == "rollback" else 0
 
 
 def _list_weights(config: Mapping[str, Any]) -> list[str | None]:
@@ -225,28 +241,17 @@ def _read_resume(config: Config, faults: Faults) -> str | None:
     return given or ("auto" if config.get("auto_resume") else None)
 
 
-def _accumulation(config: Config, micro_batch: int, cumulative_iters: int, world_size: int, faults: Faults) -> int:
-    if config.get("global_batch") is None:
-        return cumulative_iters
-    global_batch = faults.integer("global_batch", config, micro_batch * world_size, minimum=1)
-    steps, remainder = divmod(global_batch, micro_batch * world_size)
-    if remainder or steps == 0:
-        faults.add(
-            "global_batch",
-            f"got {global_batch}, which is no multiple of data.samples_per_gpu={micro_batch} x {world_size} processes. "
-            f"Change data.samples_per_gpu (--cfg-options data.samples_per_gpu=N) or the number of processes.",
-        )
-        return cumulative_iters
-    if "cumulative_iters" in (config.get("optimizer_config") or {}) and cumulative_iters != steps:
-        faults.add("optimizer_config.cumulative_iters", f"got {cumulative_iters}, but global_batch makes it {steps}.")
-    return steps
-
-
 def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:
     max_steps = config.runner.get("max_iters", 1)
     evaluation_keys = ("interval", "metric", "save_best", "by_epoch", "window_batch", *list_ignored_names("evaluation"))
     evaluation = faults.section("evaluation", config.get("evaluation"), evaluation_keys)
-    checkpoint_keys = ("interval", "by_epoch", "max_keep_ckpts", *list_ignored_names("checkpoint_config"))
+    checkpoint_keys = (
+        "interval",
+        "by_epoch",
+        "max_keep_ckpts",
+        "keep_interval",
+        *list_ignored_names("checkpoint_config"),
+    )
     checkpoint = faults.section("checkpoint_config", config.get("checkpoint_config"), checkpoint_keys)
     for name, section in (("evaluation", evaluation), ("checkpoint_config", checkpoint)):
         if section.get("by_epoch", False):
@@ -256,13 +261,28 @@ def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:
         faults.add("evaluation.save_best", f"got {save_best!r}, want 'mIoU' or None.")
     if evaluation.get("metric", "mIoU") not in ("mIoU", ["mIoU"]):
         faults.add("evaluation.metric", f"got {evaluation['metric']!r}, want 'mIoU' (mAcc and aAcc come with it).")
+    interval = faults.integer("checkpoint_config.interval", checkpoint, max_steps, minimum=1)
     return {
         "eval_interval_steps": faults.integer("evaluation.interval", evaluation, max_steps, minimum=1),
         "window_batch": faults.integer("evaluation.window_batch", evaluation, 1, minimum=1),
         "save_best": bool(save_best),
-        "checkpoint_interval_steps": faults.integer("checkpoint_config.interval", checkpoint, max_steps, minimum=1),
+        "checkpoint_interval_steps": interval,
+        "keep_interval_steps": _read_keep_interval(checkpoint, interval, faults),
         "keep_checkpoints": faults.integer("checkpoint_config.max_keep_ckpts", checkpoint, 2, minimum=1),
     }
+
+
+def _read_keep_interval(checkpoint: Mapping[str, Any], interval_steps: int, faults: Faults) -> int | None:
+    if checkpoint.get("keep_interval") is None:
+        return None
+    steps = faults.integer("checkpoint_config.keep_interval", checkpoint, interval_steps, minimum=1)
+    if steps % interval_steps:
+        faults.add(
+            "checkpoint_config.keep_interval",
+            f"got {steps}, but checkpoints are saved every {interval_steps} steps. Use a multiple of "
+            "checkpoint_config.interval.",
+        )
+    return steps
 
 
 def _check_model(model: Mapping[str, Any], faults: Faults) -> None:
@@ -307,8 +327,8 @@ def _check_heads(model: Mapping[str, Any], cascade: bool, faults: Faults) -> Non
 
 def _check_data(config: Config, faults: Faults) -> None:
     data = config.data
-    known = ("samples_per_gpu", "workers_per_gpu", "train", "val", "test", *list_ignored_names("data"))
-    faults.section("data", data, known)
+    known = ("samples_per_gpu", "workers_per_gpu", "max_bad_samples", "train", "val", "test")
+    faults.section("data", data, (*known, *list_ignored_names("data")))
     for role in ("train", "val"):
         if not isinstance(data.get(role), Mapping):
             faults.add(f"data.{role}", "missing; give the MMSeg dataset that this role reads.")

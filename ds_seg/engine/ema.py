@@ -9,9 +9,8 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_local_fp32_param
 
-from ds_seg import distributed
 from ds_seg.config import EmaSettings
-from ds_seg.engine.engines import Engines
+from ds_seg.engine.engines import Engines, own_stretch
 
 
 def compute_momentum(step: int, settings: EmaSettings) -> float:
@@ -89,19 +88,25 @@ class WeightAverages:
         finally:
             self._write(lambda name: shards[name] if name in shards else self._read_master(name), heads)
 
-    def load(self, backbone: Mapping[str, torch.Tensor], heads: Mapping[str, torch.Tensor]) -> None:
-        """Take over averages that were saved; names and shapes are those of the attributes."""
-        for averages, saved in ((self.backbone, backbone), (self.heads, heads)):
-            for name, average in averages.items():
-                average.copy_(saved[name])
+    def load(self, read: Callable[[str, int, int], torch.Tensor], heads: Mapping[str, torch.Tensor]) -> None:
+        """Take over averages that were saved.
+
+        Args:
+            read: of the backbone, elements start..stop - 1 of the flat average of that name.
+            heads: name -> average.
+        """
+        for name, average in self.backbone.items():
+            average.copy_(read(name, *own_stretch(self._backbone[name])))
+        for name, average in self.heads.items():
+            average.copy_(heads[name])
 
     def _read_master(self, name: str) -> torch.Tensor:
         return self._own_part(name, safe_get_local_fp32_param(self._backbone[name]))
 
     def _own_part(self, name: str, shard: torch.Tensor) -> torch.Tensor:
         """A shard without the padding that makes it as long as every other rank's."""
-        start = distributed.rank() * shard.numel()
-        return shard[: max(0, self._backbone[name].ds_numel - start)]
+        start, stop = own_stretch(self._backbone[name])
+        return shard[: stop - start]
 
     @torch.no_grad()
     def _write(self, shards: Callable[[str], torch.Tensor], heads: Mapping[str, torch.Tensor]) -> None:

@@ -80,6 +80,13 @@ class Engines:
             return self.heads.predict(features, images_B3HW.shape[2:])
 
 
+def own_stretch(parameter: nn.Parameter) -> tuple[int, int]:
+    """First element and one past the last of this rank's part of a flat ZeRO-3 parameter, without the padding."""
+    numel, part = parameter.ds_numel, parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+    start = min(distributed.rank() * part, numel)
+    return start, min(start + part, numel)
+
+
 def build_modules(run: RunConfig) -> tuple[nn.Module, SegmentationHeads]:
     """The backbone, sharded from its first parameter on, and the heads, from the run's seed.
 

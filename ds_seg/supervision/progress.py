@@ -7,6 +7,7 @@ wait for. Ticks are this rank's own, as many as it likes.
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -52,8 +53,10 @@ def enter_phase(phase: str, *, patience: float = 1.0) -> None:
 
 
 def tick() -> None:
-    """Say that this rank got on within its phase."""
+    """Say that this rank got on within its phase; only its main thread does, whatever others do beside it."""
     global _current
+    if threading.current_thread() is not threading.main_thread():
+        return
     _current = dataclasses.replace(_current, ticks=_current.ticks + 1)
 
 

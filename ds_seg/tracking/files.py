@@ -1,4 +1,4 @@
-"""Text and JSON files that are there whole or not at all."""
+"""JSON files that are there whole or not at all, and what becomes of odd values in them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from ds_seg.files import write_text_atomic
 
 
 def to_json_value(value: Any) -> Any:
@@ -25,30 +26,6 @@ def to_json_value(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
-
-
-def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file so that a crash at any moment leaves the old content or the new, never a mixture.
-
-    Its folder is made if need be.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # what is there of it takes space that may be what is missing
-        raise
-    folder = os.open(target.parent, os.O_RDONLY)  # the rename itself is only durable once its folder is synced
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def write_json_atomic(path: str | os.PathLike[str], obj: Any) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from PIL import Image
 
+from ds_seg.files import write_text_atomic
 from ds_seg.tracking.curves import Rows, draw_curves, draw_loss_png
-from ds_seg.tracking.files import write_text_atomic
 from ds_seg.tracking.metrics_log import read_metrics
 
 _MOST_PICTURES = 12

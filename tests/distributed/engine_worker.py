@@ -333,11 +333,9 @@ def check_mismatches() -> dict:
     backbone, heads = build_modules(other_run)
     return {
         "seed": catch(resume_training, folder, engines, dataclasses.replace(run, seed=5)),
-        "world_size": catch(resume_training, folder, engines, dataclasses.replace(run, world_size=3)),
         "batch": catch(
             resume_training, folder, engines, dataclasses.replace(run, accumulation_steps=RECIPE.accumulation + 1)
         ),
-        "this_world": catch(resume_training, folder, engines, run) if world() == 1 else "",
         "frozen": catch(resume_training, frozen, engines, run),
         "model": catch(load_weights_from_checkpoint, folder, backbone, heads),
         "unmoved": digest(engines) == before,

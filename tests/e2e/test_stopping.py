@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from run_rows import rows, wait_for_step
+from run_rows import read_rows, wait_for_step
 
 HANGING = """
 from ds_configs.pipelines import keep_ratio, test_pipeline, train_pipeline
@@ -88,7 +88,7 @@ def test_stops_in_a_data_stall_and_in_an_evaluation_change_nothing(cli, hanging,
 
     done = cli(*resume, processes=2, launcher="torchrun")
     assert done.returncode == 0, done.stderr
-    assert rows(stopped) == rows(straight)
+    assert read_rows(stopped) == read_rows(straight)
 
 
 def test_a_hung_data_worker_ends_the_run_with_its_stacks_and_leaves_no_process(cli, hanging, tmp_path):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+from typing import Any
+
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
 
 from ds_seg import distributed
+from ds_seg.checkpoint import TrainingState, resume_training, save_checkpoint
 from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
 from ds_seg.engine.step import TwoEngineStep
@@ -16,39 +21,75 @@ Training = dict[str, object]
 
 
 def train_sharded(recipe: Recipe) -> Training:
-    """Train on this rank's share: losses and norms of the steps made, first and final values, EMA.
+    """Train on this rank's share: losses and norms of the steps made, first and final values, EMA."""
+    trainer = ShardedTrainer(recipe)
+    trainer.train(recipe.steps)
+    return trainer.report()
+
+
+class ShardedTrainer:
+    """Trains one recipe from any step to any other.
 
     The last rank spoils its share of every bad step: the first time with an image that is not a number, then with
     a backbone gradient that overflows.
+
+    Args:
+        recipe: what is trained.
+        work_dir: where checkpoints go.
+        zero: fields of DeepSpeed's `zero_optimization`.
     """
-    rank, world_size = distributed.rank(), distributed.world_size()
-    run = build_run(recipe, world_size)
-    engines = start(run)
-    train_step = TwoEngineStep(engines, run)
-    ema = WeightAverages(engines, run.ema) if run.ema else None
-    initial = collect_weights(engines)
-    results, skipped = [], []
-    for step in range(recipe.steps):
-        batches = make_micro_batches(recipe, step, rank, world_size)
-        handles = []
-        if step in recipe.bad_steps and rank == world_size - 1:
-            handles = spoil(engines, batches, recipe.bad_steps.index(step))
-        scheduled_steps = train_step.scheduled_steps
-        result = train_step(step, batches)
-        if ema and not result.skipped:
-            ema.update(scheduled_steps)
-        for handle in handles:
-            handle.remove()
-        (skipped if result.skipped else results).append(result)
-    assert len(skipped) == len(recipe.bad_steps), f"{len(skipped)} steps were skipped"
-    return {
-        "losses": [result.losses["loss"] for result in results],
-        "norms": [result.grad_norm for result in results],
-        "factors": [result.clip_factor for result in results],
-        "initial": initial,
-        "final": collect_masters(engines),
-        "averages": collect_averages(engines, ema),
-    }
+
+    def __init__(self, recipe: Recipe, work_dir: Path | None = None, **zero: Any) -> None:
+        self.recipe = recipe
+        run = build_run(recipe, distributed.world_size(), work_dir)
+        section = {**run.deepspeed["zero_optimization"], **zero}
+        self.run = dataclasses.replace(run, deepspeed={**run.deepspeed, "zero_optimization": section})
+        self.engines = start(self.run)
+        self.train_step = TwoEngineStep(self.engines, self.run)
+        self.ema = WeightAverages(self.engines, self.run.ema) if self.run.ema else None
+        self.state = TrainingState()
+        self.initial = collect_weights(self.engines)
+        self.results = []
+
+    def train(self, stop: int) -> None:
+        """Train up to step `stop`."""
+        rank, world_size = distributed.rank(), distributed.world_size()
+        for step in range(self.state.step, stop):
+            batches = make_micro_batches(self.recipe, step, rank, world_size)
+            handles, bad = [], step in self.recipe.bad_steps
+            if bad and rank == world_size - 1:
+                handles = spoil(self.engines, batches, self.recipe.bad_steps.index(step))
+            scheduled_steps = self.train_step.scheduled_steps
+            result = self.train_step(step, batches)
+            assert result.skipped == bad, f"step {step} was {'' if result.skipped else 'not '}skipped"
+            if self.ema and not bad:
+                self.ema.update(scheduled_steps)
+            for handle in handles:
+                handle.remove()
+            if not bad:
+                self.results.append(result)
+            self.state.step, self.state.skipped_steps = step + 1, self.state.skipped_steps + bad
+            self.state.scheduled_steps = self.train_step.scheduled_steps
+
+    def save(self) -> Path:
+        """A checkpoint of what was trained so far."""
+        return save_checkpoint(self.engines, self.run, self.state, self.ema)
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint of any world size."""
+        self.state = resume_training(folder, self.engines, self.run, self.ema)
+        self.train_step.scheduled_steps = self.state.scheduled_steps
+
+    def report(self) -> Training:
+        """Of the steps made so far."""
+        return {
+            "losses": [result.losses["loss"] for result in self.results],
+            "norms": [result.grad_norm for result in self.results],
+            "factors": [result.clip_factor for result in self.results],
+            "initial": self.initial,
+            "final": collect_masters(self.engines),
+            "averages": collect_averages(self.engines, self.ema),
+        }
 
 
 def collect_averages(engines: Engines, ema: WeightAverages | None) -> dict[str, torch.Tensor]:

@@ -57,21 +57,35 @@ def no_stop(monkeypatch):
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    """Builds a loop whose engines, checkpoints and evaluations are fakes: `loop.saved` holds the saved states."""
+    """Builds a loop on fakes: `loop.saved` holds the saved states, `loop.events` what the saver was asked."""
 
     def build(state=None, scores=(), skip=(), **changes):
         values = dict(max_steps=10, eval_interval_steps=100, checkpoint_interval_steps=100, max_skipped_steps=3)
-        values |= dict(accumulation_steps=2, global_batch=8, save_best=False, work_dir=tmp_path) | changes
+        values |= (
+            dict(max_bad_samples=0, accumulation_steps=2, global_batch=8, save_best=False, work_dir=tmp_path) | changes
+        )
         run = SimpleNamespace(schedule=SimpleNamespace(max_steps=values.pop("max_steps")), **values)
         engines = SimpleNamespace(param_groups=[{"lr": 1e-3}, {"lr": 1e-4}])
-        saved, remaining = [], iter(scores)
+        saved, events, remaining = [], [], iter(scores)
 
-        def save(_engines, _run, state, _ema):
-            saved.append(TrainingState(**vars(state)))
-            folder = tmp_path / "checkpoints" / checkpoint_name(state.step)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / MANIFEST).write_text("{}")
-            return folder
+        class FakeSaver:
+            def __init__(self, _engines, _run, _ema, log):
+                self.log = log
+
+            def save(self, state):
+                saved.append(TrainingState(**vars(state)))
+                events.append("save")
+                folder = tmp_path / "checkpoints" / checkpoint_name(state.step)
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / MANIFEST).write_text("{}")
+                self.log(f"saved {folder}")
+                return folder
+
+            def poll(self):
+                events.append("poll")
+
+            def wait(self):
+                events.append("wait")
 
         def evaluate(_step):
             score = next(remaining)
@@ -79,9 +93,9 @@ def build(tmp_path, monkeypatch):
 
         monkeypatch.setattr(loop, "TwoEngineStep", FakeStep)
         monkeypatch.setattr(FakeStep, "skip", skip)
-        monkeypatch.setattr(loop, "save_checkpoint", save)
+        monkeypatch.setattr(loop, "CheckpointSaver", FakeSaver)
         training = loop.TrainingLoop(run, engines, state or TrainingState(), FakeTracker(), evaluate)
-        training.saved = saved
+        training.saved, training.events = saved, events
         return training
 
     return build
@@ -119,7 +133,7 @@ def test_evaluations_and_checkpoints_come_at_their_intervals_and_at_the_end(buil
     assert [step for step, _, _ in training.tracker.evaluations] == [4, 8, 10]
     assert [state.step for state in training.saved] == [3, 6, 9, 10]
     assert record.evaluation.mIoU == 0.5
-    assert training.tracker.infos[0].startswith(f"saved {training.run.work_dir}/checkpoints/step_000003 in ")
+    assert training.tracker.infos[0].startswith(f"saved {training.run.work_dir}/checkpoints/step_000003")
 
 
 def test_the_best_evaluation_is_saved_and_remembered(build):
@@ -153,7 +167,8 @@ def test_too_many_skips_in_a_row_end_the_run_and_name_the_step_and_the_last_chec
     training = build(skip=(3, 5, 6, 7), checkpoint_interval_steps=2)
     text = (
         r"not finite in 3 steps in a row, the last at step 8\. The last good checkpoint is .*/step_000006\. "
-        r"Lower optimizer\.lr, set optimizer_config\.grad_clip\.max_norm, or look for damaged images"
+        r"Lower optimizer\.lr, set optimizer_config\.grad_clip\.max_norm, look for damaged images.*"
+        r"let --on-divergence rollback"
     )
     with pytest.raises(TrainingDiverged, match=text):
         training(range(100))
@@ -191,6 +206,19 @@ def test_a_loader_that_hangs_does_not_keep_a_stop_from_saving(build):
     training = build()
     training(batches())
     assert [state.step for state in training.saved] == [2]
+
+
+def test_a_save_in_the_background_is_looked_at_after_every_step_and_waited_for_at_the_end(build):
+    training = build(max_steps=3, checkpoint_interval_steps=2, scores=[0.5])
+    training(range(100))
+    assert training.events == ["poll", "poll", "save", "poll", "save", "wait"]
+
+
+def test_a_run_that_diverges_completes_its_last_save_first(build):
+    training = build(skip=(3, 4), checkpoint_interval_steps=3, max_skipped_steps=2)
+    with pytest.raises(TrainingDiverged, match=r"The last good checkpoint is .*/step_000003\."):
+        training(range(100))
+    assert training.events == ["poll", "poll", "poll", "save", "poll", "wait"]
 
 
 def test_a_stop_at_a_checkpoint_does_not_save_twice(build):

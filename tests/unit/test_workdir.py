@@ -3,17 +3,11 @@ import pytest
 from ds_seg import workdir
 from ds_seg.config import RunOptions, build_run_config
 from ds_seg.errors import UserError
+from saved import make_checkpoint
 
 
 def run_in(folder, **options):
     return build_run_config(RunOptions("demo", work_dir=str(folder), **options), 2)
-
-
-def make_checkpoint(work_dir, step):
-    folder = work_dir / "checkpoints" / f"step_{step:06d}"
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text('{"files": {}}')
-    return folder
 
 
 def test_a_fresh_work_dir_is_described(tmp_path):
@@ -42,8 +36,20 @@ def test_a_resumed_run_keeps_everything_in_place(tmp_path):
     assert folder.is_dir() and not (tmp_path / "earlier-1").exists()
 
 
+def test_a_run_goes_on_from_the_newest_whole_checkpoint_and_says_so(tmp_path, capsys):
+    whole, damaged = (make_checkpoint(tmp_path, step) for step in (5, 10))
+    (damaged / "manifest.json").unlink()
+    (tmp_path / "checkpoints" / ".step_000015.tmp").mkdir()
+    assert workdir.open_work_dir(run_in(tmp_path, resume="auto")) == whole
+    out = capsys.readouterr().out
+    assert out.count("warning: --resume auto passes over") == 1 and "step_000010 is not a ds_seg checkpoint" in out
+    workdir.set_newer_checkpoints_aside(tmp_path, whole)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_000005"]
+    assert (tmp_path / "earlier-1" / "step_000010").is_dir()
+
+
 def test_only_checkpoints_after_the_resume_point_are_set_aside(tmp_path):
-    folders = [make_checkpoint(tmp_path, step) for step in (5, 10, 15)]
+    folders = [make_checkpoint(tmp_path, step, keep=3) for step in (5, 10, 15)]
     workdir.set_newer_checkpoints_aside(tmp_path, folders[1])
     assert [folder.is_dir() for folder in folders] == [True, True, False]
     assert (tmp_path / "earlier-1" / "step_000015").is_dir()

@@ -1,8 +1,9 @@
 import json
+from dataclasses import replace
 
 import pytest
 
-from ds_seg.checkpoint.manifest import MANIFEST, read_manifest, seal_files, verify_files, write_manifest
+from ds_seg.checkpoint.manifest import MANIFEST, Manifest, read_manifest, seal_files, verify_files, write_manifest
 from ds_seg.errors import CheckpointError
 
 FILES = {"a.pt": b"abcdef", "backbone/shard_0.pt": b"0" * 100, "backbone/shard_1.pt": b"1" * 100, "state.json": b"{}"}
@@ -15,7 +16,7 @@ def folder(tmp_path):
     (folder / "backbone").mkdir(parents=True)
     for name, content in FILES.items():
         (folder / name).write_bytes(content)
-    write_manifest(folder, seal_files(folder, FILES))
+    write_manifest(folder, Manifest(10, 2, "c0ffee", {"torch": "2.13.0"}, seal_files(folder, FILES)))
     return folder
 
 
@@ -25,9 +26,11 @@ def verify_all(folder, world_size):
 
 
 def test_manifest_lists_every_file_with_its_size_and_checksum(folder):
-    entries = read_manifest(folder)
-    assert set(entries) == set(FILES)
-    assert entries["a.pt"] == {"bytes": 6, "crc32": 0x4B8E39EF}  # the published CRC-32 of "abcdef"
+    manifest = read_manifest(folder)
+    assert set(manifest.files) == set(FILES)
+    digest = "bef57ec7f53a6d40beb640a780a639c83bc29ac8a9816f1fc6c5c6dcd93c4721"  # of "abcdef", as sha256sum prints it
+    assert manifest.files["a.pt"] == {"bytes": 6, "sha256": digest}
+    assert replace(manifest, files={}) == Manifest(10, 2, "c0ffee", {"torch": "2.13.0"}, {})
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 7])
@@ -49,6 +52,29 @@ def test_one_flipped_bit_in_any_file_is_found_by_exactly_one_rank(folder, name, 
             found += 1
             assert f"{name} has another checksum" in str(error)
     assert found == 1
+
+
+def test_every_damaged_file_of_a_share_is_named(folder):
+    shards = [folder / "backbone" / f"shard_{index}.pt" for index in range(2)]
+    contents = [shard.read_bytes() for shard in shards]
+    for shard, content in zip(shards, reversed(contents), strict=True):
+        shard.write_bytes(content)
+    text = r"damaged: backbone/shard_0\.pt has another checksum; backbone/shard_1\.pt has another checksum\."
+    with pytest.raises(CheckpointError, match=text):
+        verify_all(folder, 1)
+
+
+def test_a_file_that_can_not_be_read_is_named(folder):
+    (folder / "a.pt").unlink()
+    (folder / "a.pt").symlink_to("a.pt")
+    with pytest.raises(CheckpointError, match=r"a\.pt can't be read \(Too many levels of symbolic links\)"):
+        verify_all(folder, 1)
+
+
+def test_other_files_do_not_matter(folder):
+    (folder / "notes.txt").write_text("mine")
+    (folder / "backbone" / "shard_2.pt").write_text("not a shard")
+    verify_all(folder, 2)
 
 
 def test_a_truncated_file_is_named_with_both_sizes(folder):
@@ -76,10 +102,20 @@ def test_a_folder_without_manifest_is_no_checkpoint(folder):
 
 
 @pytest.mark.parametrize(
-    "content", ['{"files": {"a.pt"', "[1]", "{}", '{"files": [1]}', '{"files": {"a.pt": {"bytes": 6}}}', "\ufffd\x00"]
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content.replace('"step": 10', '"step": 11'),
+        lambda content: content.replace('"bytes": 6', '"bytes": 7'),
+        lambda content: content.replace("digest", "digits"),
+        lambda content: "[1]",
+        lambda content: "\ufffd\x00",
+    ],
 )
-def test_a_manifest_that_can_not_be_read_is_named(folder, content):
-    (folder / MANIFEST).write_text(content)
+def test_a_manifest_that_can_not_be_read_is_named(folder, damage):
+    content = (folder / MANIFEST).read_text()
+    assert damage(content) != content
+    (folder / MANIFEST).write_text(damage(content))
     with pytest.raises(CheckpointError, match=r"is damaged: manifest\.json can't be read"):
         verify_all(folder, 2)
 

@@ -53,14 +53,16 @@ def test_parameters_are_put_together_from_all_ranks(tmp_path, ranks, cuts):
 def test_a_rank_that_is_not_there(tmp_path):
     write(tmp_path, 2, [])
     next((tmp_path / "backbone").glob("*rank_1*model_states.pt")).unlink()
-    with pytest.raises(CheckpointError, match=r"backbone is not laid out as .* \(1 ranks, 2 optimizers, .*Install the"):
+    with pytest.raises(
+        CheckpointError, match=r"backbone is not laid out as .* \(1 ranks, 2 optimizers\)\. Install the"
+    ):
         SavedBackbone(tmp_path, CONTENT)
 
 
 def test_fewer_masters_than_parameters(tmp_path):
     write(tmp_path, 2, [], param_shapes=[{"cls_token": torch.Size([1, 1, 99])}])
-    with pytest.raises(CheckpointError, match=r"2 ranks, 2 optimizers, 13 of 50 masters a rank"):
-        SavedBackbone(tmp_path, CONTENT)
+    with pytest.raises(CheckpointError, match=r"optim_states\.pt is not laid out .* \(13 of 50 masters a rank\)"):
+        SavedBackbone(tmp_path, CONTENT).read("cls_token")
 
 
 def test_another_layout(tmp_path):

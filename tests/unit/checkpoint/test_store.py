@@ -1,8 +1,17 @@
 import pytest
 
-from ds_seg.checkpoint import checkpoint_name, find_resume_point, list_checkpoints, resolve_checkpoint
+from ds_seg.checkpoint import checkpoint_name, list_checkpoints, resolve_checkpoint, resolve_weights
 from ds_seg.checkpoint.manifest import MANIFEST
-from ds_seg.checkpoint.store import checkpoints_folder, drop_leftovers, drop_old_checkpoints
+from ds_seg.checkpoint.store import (
+    BEST,
+    LATEST,
+    checkpoints_folder,
+    drop_checkpoints_after,
+    drop_leftovers,
+    drop_old_checkpoints,
+    find_checkpoint,
+    list_folders,
+)
 from ds_seg.errors import CheckpointError
 
 
@@ -31,29 +40,55 @@ def test_a_work_dir_without_checkpoints_lists_none(tmp_path):
     assert list_checkpoints(tmp_path) == list_checkpoints(tmp_path / "absent") == []
 
 
-def test_auto_resumes_from_the_newest_complete_one_or_starts_anew(tmp_path):
-    assert find_resume_point(tmp_path, "auto") is None
-    make(tmp_path, ".step_000030.tmp")
-    assert find_resume_point(tmp_path, "auto") is None
-    make(tmp_path, "step_000010")
-    newest = make(tmp_path, "step_000020")
-    assert find_resume_point(tmp_path, "auto") == newest
+def test_folders_are_listed_by_name_alone(tmp_path):
+    make(tmp_path, "step_000010", complete=False)
+    make(tmp_path, "step_000020")
+    for name in (".step_000030.tmp", ".step_000005.dropped", "step_final", ".step_000020.replaced"):
+        make(tmp_path, name)
+    assert [path.name for path in list_folders(tmp_path)] == ["step_000010", "step_000020"]
+
+
+def test_a_checkpoint_whose_successor_never_came_still_counts(tmp_path):
+    replaced = make(tmp_path, ".step_000020.replaced")
+    make(tmp_path, ".step_000020.tmp")
+    folder = checkpoints_folder(tmp_path)
+    (folder / LATEST).write_text("step_000020\n")
+    assert list_checkpoints(tmp_path) == [replaced]
+    for given in (tmp_path, folder / "step_000020", folder / LATEST):
+        assert resolve_checkpoint(str(given)) == replaced
+    drop_leftovers(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == [LATEST, "step_000020"]
 
 
 def test_a_tag_or_a_folder_names_the_checkpoint(tmp_path):
     wanted = make(tmp_path, "step_000010")
     make(tmp_path, "step_000020")
-    assert find_resume_point(tmp_path, "step_000010") == wanted
-    assert find_resume_point(tmp_path / "other", str(wanted)) == wanted
+    assert find_checkpoint(tmp_path, "step_000010") == wanted
+    assert find_checkpoint(tmp_path / "other", str(wanted)) == wanted
+
+
+@pytest.mark.parametrize("name", [LATEST, BEST])
+def test_latest_and_best_name_checkpoints(tmp_path, name):
+    wanted, pointer = make(tmp_path, "step_000010"), checkpoints_folder(tmp_path) / name
+    pointer.write_text("step_000010\n")
+    make(tmp_path, "step_000020")
+    assert (
+        find_checkpoint(tmp_path, name) == resolve_checkpoint(str(pointer)) == resolve_weights(str(pointer)) == wanted
+    )
+    for wrong in ("step_000030", "", "../step_000010", "\0"):
+        pointer.write_text(wrong)
+        for resolve in (lambda: find_checkpoint(tmp_path, name), lambda: resolve_weights(str(pointer))):
+            with pytest.raises(CheckpointError, match=rf"{name} names the checkpoint .*, which is not there\."):
+                resolve()
 
 
 def test_an_unknown_tag_is_refused_with_the_complete_ones(tmp_path):
     with pytest.raises(CheckpointError, match=r"--resume step_000030: no complete checkpoint .* Complete ones: none\."):
-        find_resume_point(tmp_path, "step_000030")
+        find_checkpoint(tmp_path, "step_000030")
     make(tmp_path, "step_000010")
     make(tmp_path, "step_000030", complete=False)
     with pytest.raises(CheckpointError, match=r"Complete ones: step_000010\. Use one of them, or --resume auto\."):
-        find_resume_point(tmp_path, "step_000030")
+        find_checkpoint(tmp_path, "step_000030")
 
 
 def test_a_checkpoint_argument_is_a_checkpoint_or_a_folder_that_holds_some(tmp_path):
@@ -79,25 +114,63 @@ def test_a_checkpoint_argument_that_names_none_is_refused(tmp_path, given, text)
         resolve_checkpoint(str(tmp_path / given))
 
 
+def drop(work_dir, keep, every_steps=None, needed=(), good_step=10**6):
+    drop_old_checkpoints(work_dir, keep, every_steps, needed, good_step)
+
+
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     for step in (10, 20, 30, 40):
         make(tmp_path, checkpoint_name(step))
-    drop_old_checkpoints(tmp_path, keep=2, best="step_000010")
+    drop(tmp_path, 2, needed=("step_000010", None))
     assert names(tmp_path) == ["step_000010", "step_000030", "step_000040"]
-    drop_old_checkpoints(tmp_path, keep=1, best=None)
+    drop(tmp_path, 1)
     assert names(tmp_path) == ["step_000040"]
     assert [path.name for path in checkpoints_folder(tmp_path).iterdir()] == ["step_000040"]
 
 
+def test_rotation_keeps_the_newest_from_before_steps_that_were_not_finite(tmp_path):
+    for step in (10, 20, 30, 40):
+        make(tmp_path, checkpoint_name(step))
+    drop(tmp_path, 1, good_step=25)
+    assert names(tmp_path) == ["step_000020", "step_000040"]
+
+
+def test_a_rollback_removes_the_checkpoints_of_later_steps(tmp_path):
+    for step in (10, 20, 30):
+        make(tmp_path, checkpoint_name(step))
+    drop_checkpoints_after(tmp_path, 20, best="step_000010")
+    assert names(tmp_path) == ["step_000010", "step_000020"]
+    assert find_checkpoint(tmp_path, LATEST).name == "step_000020"
+    assert find_checkpoint(tmp_path, BEST).name == "step_000010"
+    drop_checkpoints_after(tmp_path, 10, best=None)
+    assert find_checkpoint(tmp_path, LATEST).name == "step_000010"
+    assert not (checkpoints_folder(tmp_path) / BEST).exists()
+
+
+def test_rotation_keeps_every_so_many_steps(tmp_path):
+    for step in range(10, 80, 10):
+        make(tmp_path, checkpoint_name(step))
+    drop(tmp_path, 1, every_steps=30)
+    assert names(tmp_path) == ["step_000030", "step_000060", "step_000070"]
+
+
+def test_rotation_keeps_what_was_just_saved_below_older_ones_of_higher_steps(tmp_path):
+    for step in (10, 100, 200):
+        make(tmp_path, checkpoint_name(step))
+    drop(tmp_path, 1, needed=("step_000010", None))
+    assert names(tmp_path) == ["step_000010", "step_000200"]
+
+
 def test_rotation_leaves_few_checkpoints_alone(tmp_path):
     make(tmp_path, "step_000010")
-    drop_old_checkpoints(tmp_path, keep=2, best=None)
+    drop(tmp_path, 2)
     assert names(tmp_path) == ["step_000010"]
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path):
     make(tmp_path, "step_000010")
     make(tmp_path, ".step_000015.tmp", complete=False)
+    make(tmp_path, ".step_000005.dropped", complete=False)
     make(tmp_path, ".step_000010.replaced")
     drop_leftovers(tmp_path)
     assert [path.name for path in checkpoints_folder(tmp_path).iterdir()] == ["step_000010"]

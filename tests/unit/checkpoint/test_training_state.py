@@ -1,3 +1,4 @@
+import json
 from dataclasses import asdict
 
 import pytest
@@ -5,7 +6,15 @@ import torch
 from torch import nn
 
 from ds_seg.checkpoint import TrainingState
-from ds_seg.checkpoint.training_state import STATE_FILE, describe_model, read_state, validate_same_model
+from ds_seg.checkpoint.training_state import (
+    STATE_FILE,
+    Rollback,
+    describe_model,
+    read_state,
+    validate_same_model,
+    validate_same_rates,
+)
+from ds_seg.data.bad_samples import BadSample
 from ds_seg.errors import CheckpointError
 
 
@@ -63,3 +72,49 @@ def test_a_checkpoint_from_before_averages_has_none(tmp_path):
 def test_state_survives_its_file_form():
     state = TrainingState(step=7, scheduled_steps=5, skipped_steps=2, best_mIoU=0.25, best_checkpoint="step_000004")
     assert TrainingState(**asdict(state)) == state
+
+
+def make_groups(lr=1e-3, weight_decay=0.05, betas=(0.9, 0.999), names=("backbone.cls_token", "backbone.norm.bias")):
+    """The backbone's groups, which share betas and eps with the heads'."""
+    layers = [{"base_lr": lr * 0.5**i, "weight_decay": weight_decay, "names": [name]} for i, name in enumerate(names)]
+    head = {"base_lr": lr, "weight_decay": 0.0, "names": ["decode_head.conv_seg.weight"], "betas": betas, "eps": 1e-8}
+    return [*layers, head]
+
+
+@pytest.mark.parametrize(
+    ("saved", "text"),
+    [
+        (make_groups(lr=2e-3), r"3 parameters .* the first is backbone\.cls_token: lr 0\.002, .* there, lr 0\.001, "),
+        (make_groups(weight_decay=0.1), r"2 parameters .* lr 0\.001, weight decay 0\.1 there, .* decay 0\.05 here\."),
+        (make_groups(betas=(0.9, 0.95)), r"1 parameters .*conv_seg\.weight: .*betas \(0\.9, 0\.95\), eps 1e-08 there"),
+        (make_groups(names=("backbone.cls_token",)), r"norm\.bias: not trained there, lr 0\.0005, .* Freeze the same"),
+        (
+            make_groups(names=("backbone.cls_token", "backbone.norm.bias", "backbone.a")),
+            r"backbone\.a: .* not trained here",
+        ),
+    ],
+)
+def test_parameters_that_were_trained_in_another_way_are_named(tmp_path, saved, text):
+    validate_same_rates(tmp_path, make_groups(), make_groups())
+    with pytest.raises(CheckpointError, match=text):
+        validate_same_rates(tmp_path, saved, make_groups())
+
+
+def test_a_state_comes_back_from_its_file_with_what_was_left_out_and_replaced():
+    state = TrainingState(
+        step=9,
+        train_images=16,
+        bad_samples=[BadSample(3, "a.jpg", "truncated")],
+        rollbacks=[Rollback(3, 4, 5), Rollback(6, 4, 5)],
+    )
+    assert TrainingState(**json.loads(json.dumps(asdict(state)))) == state
+    assert state.left_out == [(4, 5), (6, 7)]
+    assert TrainingState(step=3, scheduled_steps=3, skipped_steps=0, best_mIoU=None).left_out == []  # an older file
+
+
+def test_another_number_of_training_images_is_refused():
+    state = TrainingState()
+    state.note_train_images(16)
+    state.note_train_images(16)
+    with pytest.raises(CheckpointError, match=r"from 16 training images, and here are 15: each .*with --load-from"):
+        state.note_train_images(15)

@@ -43,6 +43,28 @@ def test_global_batch_stays_while_processes_and_micro_batch_change():
     runs = [build_with(f"data.samples_per_gpu={micro}", world_size=world) for world, micro in [(1, 4), (2, 2), (4, 2)]]
     assert {run.global_batch for run in runs} == {8}
     assert [run.accumulation_steps for run in runs] == [2, 2, 1]
+    assert not any(run.notes for run in runs)
+
+
+def test_samples_per_gpu_is_the_most_a_process_takes_at_once():
+    for most, world_size, wanted in ((3, 1, (2, 4)), (3, 2, (2, 2)), (8, 4, (2, 1)), (5, 8, (1, 1))):
+        run = build_with(f"data.samples_per_gpu={most}", world_size=world_size)
+        assert (run.micro_batch, run.accumulation_steps) == wanted and run.global_batch == 8
+        assert run.deepspeed["train_micro_batch_size_per_gpu"] == run.micro_batch
+        share = f"not data.samples_per_gpu={most}: a process has {8 // world_size} of the 8"
+        assert run.notes == (f"{wanted[0]} crops at once, {share}",)
+
+
+def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
+    pairs = ["global_batch=None", "data.samples_per_gpu=4", "optimizer_config.cumulative_iters=2"]
+    found = {}
+    for world_size, kept in ((2, None), (4, 16), (1, 16), (3, 15)):
+        options = RunOptions("demo", cfg_options=parse_overrides(pairs), global_batch=kept)
+        run = build_run_config(options, world_size)
+        found[world_size] = run.global_batch, run.micro_batch, run.accumulation_steps
+    assert found == {2: (16, 4, 2), 4: (16, 4, 1), 1: (16, 4, 4), 3: (15, 1, 5)}
+    with pytest.raises(ConfigError, match=r"got 16, that of the checkpoint to resume from, which 3 processes can't .*"):
+        build_run_config(RunOptions("demo", cfg_options=parse_overrides(pairs), global_batch=16), 3)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +91,7 @@ def test_global_batch_stays_while_processes_and_micro_batch_change():
         (["evaluation.metric=mDice"], r"evaluation\.metric: got 'mDice', want 'mIoU'"),
         (["evaluation.save_best=loss"], r"evaluation\.save_best: got 'loss'"),
         (["evaluation.by_epoch=True"], r"evaluation\.by_epoch: got True"),
-        (["global_batch=15"], r"global_batch: got 15, which is no multiple of data\.samples_per_gpu"),
+        (["global_batch=15"], r"global_batch: got 15, which 2 processes can't share evenly\. Start 1, 3, 5, 15 of"),
         (["model.type=Segmentor"], r"model\.type: got 'Segmentor', want 'EncoderDecoder' or 'Cascade"),
         (["model.type=CascadeEncoderDecoder"], r"model\.decode_head: .*needs a list of at least two heads"),
         (["model.num_stages=2"], r"model\.num_stages: unknown key"),
@@ -219,6 +241,14 @@ def write_json(folder, **changes):
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
             r"offload_optimizer\.ratio: got 0\.5, want 1: the second optimizer",
         ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
+            r"offload_optimizer\.device: got 'nvme', want 'cpu': what DeepSpeed swaps",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            r"offload_param\.device: got 'nvme', want 'cpu'",
+        ),
         ({"gradient_clipping": 1.0}, r"deepspeed\.gradient_clipping: got 1\.0.*optimizer_config\.grad_clip"),
         ({"optimizer": {"type": "Adam"}}, r"deepspeed\.optimizer"),
         ({"scheduler": {"type": "WarmupLR"}}, r"deepspeed\.scheduler"),
@@ -251,3 +281,23 @@ def test_an_unreadable_deepspeed_json(tmp_path, content, message):
         path.write_text(content)
     with pytest.raises(ConfigError, match=message):
         build(deepspeed_config=str(path))
+
+
+def test_divergence_and_bad_samples_are_stated_in_the_config_or_on_the_command_line(tmp_path):
+    run = build(write_config(tmp_path, "on_divergence = 'rollback'\nmax_rollbacks = 7\ndata = dict(max_bad_samples=2)"))
+    assert (run.max_rollbacks, run.max_bad_samples) == (7, 2)
+    assert (build().max_rollbacks, build().max_bad_samples) == (0, 0)
+    assert build(on_divergence="rollback").max_rollbacks == 3
+    with pytest.raises(ConfigError, match=r"on_divergence: got 'go', want 'stop' or 'rollback'"):
+        build(write_config(tmp_path, "on_divergence = 'go'"))
+    with pytest.raises(ConfigError, match=r"data\.max_bad_samples: got -1, want a whole number of at least 0"):
+        build(write_config(tmp_path, "data = dict(max_bad_samples=-1)"))
+
+
+def test_when_checkpoints_are_kept_and_how_they_are_written():
+    run = build_with("checkpoint_config.interval=50", "checkpoint_config.keep_interval=200")
+    assert (run.checkpoint_interval_steps, run.keep_interval_steps, run.checkpoint_in_background) == (50, 200, False)
+    assert build().keep_interval_steps is None and build(checkpoint="async").checkpoint_in_background
+    text = r"checkpoint_config\.keep_interval: got 70, but checkpoints are saved every 50 steps\. Use a multiple"
+    with pytest.raises(ConfigError, match=text):
+        build_with("checkpoint_config.interval=50", "checkpoint_config.keep_interval=70")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ds_seg.tracking.files import to_json_value, write_json_atomic, write_text_atomic
+from ds_seg.files import write_text_atomic
+from ds_seg.tracking.files import to_json_value, write_json_atomic
 
 
 def test_odd_values_become_json():

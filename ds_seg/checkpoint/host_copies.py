@@ -1,0 +1,66 @@
+"""Copies of what is to be saved, in host memory: what the background writes while training moves the originals."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, UntypedStorage, nn
+
+from ds_seg.checkpoint.contents import find_tensors
+from ds_seg.checkpoint.write import FileContent
+
+
+class HostCopies:
+    """Copies the files of one checkpoint after the other into the same memory.
+
+    Tensors that share a storage share one in the copy too, and each has its place in it: torch.save then writes the
+    same bytes of either. The memory is kept, page-locked where the originals are on a GPU, because touching new pages
+    takes longer than the copy.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[str, int], UntypedStorage] = {}
+        self._before = self._memory
+
+    @torch.no_grad()
+    def copy(self, files: Mapping[str, FileContent]) -> dict[str, FileContent]:
+        """Copy the tensors and everything around them; the copies of the call before are overwritten."""
+        self._before, self._memory = self._memory, {}
+        copied = {name: self._copy_file(name, content) for name, content in files.items()}
+        self._before = {}  # what this call has no use for, such as a frozen backbone, which is written once
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return copied
+
+    def _copy_file(self, name: str, content: FileContent) -> FileContent:
+        storages: dict[int, UntypedStorage] = {}
+        copies: dict[int, Tensor] = {}  # id of a tensor -> its copy, which is where deepcopy looks first
+        tensors = find_tensors(content)  # held, so that no other object gets the id of one
+        for tensor in tensors:
+            source = tensor.untyped_storage()
+            if source._cdata not in storages:
+                storages[source._cdata] = self._copy_storage((name, len(storages)), source)
+            copies[id(tensor)] = _view_as(tensor, storages[source._cdata])
+        return copy.deepcopy(content, copies)
+
+    def _copy_storage(self, key: tuple[str, int], source: UntypedStorage) -> UntypedStorage:
+        kept = self._before.get(key)
+        if kept is None or kept.nbytes() != source.nbytes():
+            pinned = source.device.type == "cuda"
+            kept = torch.empty(source.nbytes(), dtype=torch.uint8, pin_memory=pinned).untyped_storage()
+        self._memory[key] = kept
+        kept.copy_(source, non_blocking=True)
+        return kept
+
+
+def _view_as(tensor: Tensor, storage: UntypedStorage) -> Tensor:
+    """The tensor that `tensor` would be if its memory were `storage`."""
+    view = torch.empty(0, dtype=tensor.dtype)
+    view.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())  # type: ignore[call-overload]
+    if isinstance(tensor, nn.Parameter):
+        view = nn.Parameter(view, requires_grad=tensor.requires_grad)
+    view.requires_grad_(tensor.requires_grad)
+    view.__dict__.update(tensor.__dict__)
+    return view

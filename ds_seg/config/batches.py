@@ -1,0 +1,57 @@
+"""How a step's crops are shared: by processes, and by micro-batches of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ds_seg.config.faults import Faults
+
+
+class Batches(NamedTuple):
+    """What one process does in a step."""
+
+    micro_batch: int
+    """Crops at once."""
+    accumulation_steps: int
+    """Micro-batches a step."""
+    notes: tuple[str, ...] = ()
+    """Lines for the log."""
+
+
+def resolve_batches(
+    config: Mapping[str, Any], *, cumulative_iters: int, world_size: int, kept: int | None, faults: Faults
+) -> Batches:
+    """Share out the global batch, or let it follow from the number of processes where nothing fixes it.
+
+    With a fixed global batch `data.samples_per_gpu` is the most that a process takes at once: it takes the largest
+    divisor of its share that is no larger, and accumulates the rest.
+
+    Args:
+        config: the run's; `global_batch` fixes the crops of a step.
+        cumulative_iters: micro-batches a step where nothing is fixed.
+        world_size: number of processes.
+        kept: the global batch of the checkpoint that the run goes on from, which comes before the config's; None
+            where there is none.
+        faults: gets a message where the processes can't share it.
+    """
+    most = faults.integer("data.samples_per_gpu", config["data"], 1, minimum=1)
+    if kept is None and config.get("global_batch") is None:
+        return Batches(most, cumulative_iters)
+    global_batch = kept or faults.integer("global_batch", config, most * world_size, minimum=1)
+    share, remainder = divmod(global_batch, world_size)
+    if remainder:
+        fitting = ", ".join(str(count) for count in range(1, global_batch + 1) if global_batch % count == 0)
+        source = "that of the checkpoint to resume from, which" if kept else "which"
+        faults.add(
+            "global_batch",
+            f"got {global_batch}, {source} {world_size} processes can't share evenly. Start {fitting} of them.",
+        )
+        return Batches(most, cumulative_iters)
+    micro_batch = max(size for size in range(1, min(most, share) + 1) if share % size == 0)
+    steps = share // micro_batch
+    fixed = "cumulative_iters" in (config.get("optimizer_config") or {})
+    if kept is None and fixed and cumulative_iters != steps:
+        faults.add("optimizer_config.cumulative_iters", f"got {cumulative_iters}, but global_batch makes it {steps}.")
+    note = f"{micro_batch} crops at once, not data.samples_per_gpu={most}: a process has {share} of the {global_batch}"
+    return Batches(micro_batch, steps, () if micro_batch == most else (note,))

@@ -1,0 +1,57 @@
+"""The run that a command line means: where it goes on from a checkpoint, a step stays as large as it was there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+from ds_seg import distributed
+from ds_seg.checkpoint.store import find_checkpoint, list_checkpoints
+from ds_seg.checkpoint.training_state import read_state
+from ds_seg.config import RunConfig, RunOptions, build_run_config
+from ds_seg.errors import CheckpointError
+
+
+def resolve_run(options: RunOptions) -> RunConfig:
+    """The run on this number of processes; a collective over all ranks.
+
+    A config without `global_batch` makes it grow with the processes. A run that goes on from a checkpoint keeps the
+    checkpoint's, by other micro-batches, and says so in its notes.
+
+    Raises:
+        ConfigError: with every fault of the config; one is that the processes can't share the global batch.
+        CheckpointError: `--resume TAG` names no complete checkpoint.
+    """
+    run = build_run_config(options, distributed.world_size())
+    if not run.resume:
+        return run
+    saved = distributed.broadcast_object(distributed.agree(lambda: _read_saved(run) if distributed.is_main() else None))
+    if saved is None:
+        return run
+    if saved["global_batch"] != run.global_batch and run.mmseg.get("global_batch") is None:
+        run = build_run_config(dataclasses.replace(options, global_batch=saved["global_batch"]), run.world_size)
+    then = _describe_batch(saved["world_size"], saved["micro_batch"], saved["global_batch"])
+    now = _describe_batch(run.world_size, run.micro_batch, run.global_batch)
+    if then == now:
+        return run
+    note = (
+        f"resuming with a global batch of {now}; the checkpoint's was {then}. Data, noise and schedule do not depend "
+        "on that; BatchNorm in the heads sees one micro-batch of all processes at a time"
+    )
+    return dataclasses.replace(run, notes=(*run.notes, note))
+
+
+def _read_saved(run: RunConfig) -> dict[str, Any] | None:
+    """The state of the checkpoint to resume from; of `auto`'s, the newest that can be read (the load verifies them)."""
+    tag = run.resume or ""
+    candidates = list_checkpoints(run.work_dir)[::-1] if tag == "auto" else [find_checkpoint(run.work_dir, tag)]
+    for folder in candidates:
+        with contextlib.suppress(CheckpointError):
+            return read_state(folder)
+    return None
+
+
+def _describe_batch(world_size: int, micro_batch: int, global_batch: int) -> str:
+    steps = global_batch // (world_size * micro_batch)
+    return f"{global_batch} = {micro_batch} crops x {steps} micro-batches x {world_size} processes"
