@@ -103,7 +103,7 @@ class Life:
         """What has been printed after the fault."""
         return "".join(text for when, text in self.lines if when > self.fault_s)
 
-    def wait_for_row(self, work_dir: Path, step: int, timeout_s: float = 120) -> None:
+    def wait_for_row(self, work_dir: Path, step: int, timeout_s: float = 300) -> None:
         """Wait until the run has logged a step."""
         self.wait_until(
             lambda: any(row["step"] >= step for row in read_metrics(work_dir / "metrics.jsonl")),
@@ -111,7 +111,7 @@ class Life:
             timeout_s,
         )
 
-    def wait_until(self, condition, what: str, timeout_s: float = 120) -> None:
+    def wait_until(self, condition, what: str, timeout_s: float = 300) -> None:
         """Wait for something to come true while the run lives."""
         end = time.monotonic() + timeout_s
         while not condition():
@@ -145,7 +145,7 @@ class Life:
             with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(pid, number)
 
-    def finish(self, *, tells: str | None = None, timeout_s: float = 120) -> Ending:
+    def finish(self, *, tells: str | None = None, timeout_s: float = 300) -> Ending:
         """Wait until every process of the run is gone.
 
         Args:

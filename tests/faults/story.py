@@ -16,6 +16,8 @@ from run_rows import read_rows
 
 SAVE_INTERVAL_STEPS = 3
 EVALUATION_INTERVAL_STEPS = 6
+GONE_WITHIN_S = 60
+"""On a busy machine; docs/faults.md has what it takes on one that is not."""
 _START = re.compile(r"^steps (\d+) to \d+", re.MULTILINE)
 RecordRow = Callable[..., None]
 
@@ -87,6 +89,7 @@ class Story:
         self._compare(ending)
         right = ending.exit_code == exit_code if exit_code is not None else ending.exit_code != 0
         assert right, f"{fault}: exit code {ending.exit_code}\n{ending.output[-4000:]}"
+        assert ending.gone_s < GONE_WITHIN_S, f"{fault}: the last process was gone after {ending.gone_s:.0f} s"
         self._open.append({"fault": fault, **ending.figures(), "lost_at_most_steps": lost_at_most_steps})
 
     def survived(self, fault: str, ending: Ending) -> None:

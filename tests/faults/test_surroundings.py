@@ -46,7 +46,7 @@ def test_wandb_that_refuses_connections_stops_nothing(story):
 def test_wandb_that_never_answers_stops_nothing(story):
     run = story(STEPS)
     with black_hole() as port:
-        ending = run.start(environment=wandb_at(port)).finish(tells="wandb", timeout_s=180)
+        ending = run.start(environment=wandb_at(port)).finish(tells="wandb")
     run.survived("wandb's server takes connections and never answers", ending)
 
 
