@@ -6,31 +6,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ds_seg.planning.flops import compute_forward_flops
+
 PEAK_BF16_TFLOPS = {"H100": 989.0, "H200": 989.0}
 """Dense bf16 tensor-core peak by what the device's name contains."""
 
 
-def compute_tokens(crop_px: int, patch_px: int) -> int:
-    """Tokens of one square crop, class token included."""
-    return (crop_px // patch_px) ** 2 + 1
-
-
 def compute_flops(backbone: Mapping[str, Any], crop_px: int) -> float:
-    """FLOPs of forward and backward of the backbone for one crop; recomputation is not counted.
-
-    Args:
-        backbone: the config of InternViT.
-        crop_px: side of the crop in pixels.
-
-    Returns:
-        Three times the forward's matrix products: 49.0e12 for InternViT-6B at 504 px.
-    """
-    channels, patch_px = int(backbone["embed_dim"]), int(backbone.get("patch_size", 14))
-    tokens = compute_tokens(crop_px, patch_px)
-    matrices = (4 + 2 * float(backbone.get("mlp_ratio", 4))) * channels**2
-    block = 2 * tokens * matrices + 4 * tokens**2 * channels
-    patches = 2 * (tokens - 1) * 3 * patch_px**2 * channels
-    return 3 * (int(backbone["depth"]) * block + patches)
+    """FLOPs of forward and backward of the backbone for one square crop; recomputation is not counted."""
+    return 3 * compute_forward_flops(backbone, (crop_px, crop_px))
 
 
 def find_peak_tflops(device_name: str) -> float | None:

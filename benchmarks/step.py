@@ -26,12 +26,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from figures import compute_flops, compute_ratios, compute_tokens, find_peak_tflops, summarise_variant
+from figures import compute_flops, compute_ratios, find_peak_tflops, summarise_variant
 from prettytable import PrettyTable
 from workload import Workload, read_backbone
 
 from ds_seg.errors import UserError
 from ds_seg.models.checkpointing import POLICIES, resolve_policy
+from ds_seg.planning.flops import compute_tokens
 
 OTHERS = ("fsdp2", "ddp")
 _TURN_TIMEOUT_S = 3600.0
@@ -176,7 +177,7 @@ def summarise(workload: Workload, folder: Path, turns: dict[str, list[dict[str, 
         "device_name": device_name,
         "torch": torch.__version__,
         "global_batch": global_batch,
-        "tokens": compute_tokens(workload.crop_px, int(backbone.get("patch_size", 14))),
+        "tokens": compute_tokens((workload.crop_px, workload.crop_px), int(backbone.get("patch_size", 14))),
         "tflop_per_image": compute_flops(backbone, workload.crop_px) / 1e12,
         "memory_key": memory_key,
         "variants": variants,

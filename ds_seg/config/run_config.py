@@ -26,6 +26,7 @@ from ds_seg.config.sections import (
     read_optimizer_config,
     read_schedule,
 )
+from ds_seg.config.zero_sizes import DEFAULT_LIVE_BYTES, find_auto_sizes, settle_zero_sizes
 
 from mmcv import Config  # isort: skip
 
@@ -40,6 +41,7 @@ class RunOptions:
     resume: str | None = None
     load_from: str | None = None
     seed: int | None = None
+    on_divergence: str | None = None
     checkpoint: str = "sync"
     global_batch: int | None = None
     """Crops a step, whatever the config says: those of the checkpoint to resume from."""
@@ -56,6 +58,8 @@ class RunConfig:
     mmseg: Config
     """The resolved MMSeg config; its `model` and `data` sections are MMSeg's own."""
     deepspeed: dict[str, Any]
+    auto_sizes: tuple[str, ...]
+    """Sizes under its zero_optimization that were "auto" and got a value from the size of the backbone."""
     work_dir: Path
     seed: int
     world_size: int
@@ -65,6 +69,10 @@ class RunConfig:
     schedule: ScheduleSettings
     clip_norm: float | None
     max_skipped_steps: int
+    max_rollbacks: int
+    """How often a run that diverges may go back and leave out data; 0 stops it at once."""
+    max_bad_samples: int
+    """Training samples that may be replaced because their files can't be read."""
     log_interval_steps: int
     eval_interval_steps: int
     window_batch: int
@@ -158,11 +166,13 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         world_size=world_size,
         faults=faults,
     )
+    auto_sizes = find_auto_sizes(deepspeed.get("zero_optimization"), faults)
     ignored = find_ignored(dict(config.items())) | ignored_json | ignored_loggers | ignored_hooks
     run = RunConfig(
         name=path.stem,
         mmseg=config,
-        deepspeed=deepspeed,
+        deepspeed=settle_zero_sizes(deepspeed, auto_sizes, config.model.backbone, DEFAULT_LIVE_BYTES),
+        auto_sizes=auto_sizes,
         work_dir=Path(options.work_dir or config.get("work_dir") or Path("work_dirs") / path.stem).absolute(),
         seed=_read_seed(options, config, faults),
         world_size=world_size,
@@ -172,6 +182,8 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         schedule=read_schedule(config.get("lr_config"), config.runner, faults),
         clip_norm=clip_norm,
         max_skipped_steps=faults.integer("max_skipped_steps", config, 5, minimum=1),
+        max_rollbacks=_read_max_rollbacks(options, config, faults),
+        max_bad_samples=faults.integer("data.max_bad_samples", config.data, 0, minimum=0),
         log_interval_steps=log_interval_steps,
         checkpoint_in_background=options.checkpoint == "async",
         ema=ema,
@@ -197,6 +209,14 @@ def _read_seed(options: RunOptions, config: Config, faults: Faults) -> int:
     if options.seed is None:
         return faults.integer("seed", config, 0, minimum=0)
     return faults.integer("--seed", {"--seed": options.seed}, 0, minimum=0)
+
+
+def _read_max_rollbacks(options: RunOptions, config: Config, faults: Faults) -> int:
+    wanted = options.on_divergence or config.get("on_divergence", "stop")
+    if wanted not in ("stop", "rollback"):
+        faults.add("on_divergence", f"got {wanted!r}, want 'stop' or 'rollback'.")
+    most = faults.integer("max_rollbacks", config, 3, minimum=1)
+    return most if wanted == "rollback" else 0
 
 
 def _list_weights(config: Mapping[str, Any]) -> list[str | None]:
@@ -307,8 +327,8 @@ def _check_heads(model: Mapping[str, Any], cascade: bool, faults: Faults) -> Non
 
 def _check_data(config: Config, faults: Faults) -> None:
     data = config.data
-    known = ("samples_per_gpu", "workers_per_gpu", "train", "val", "test", *list_ignored_names("data"))
-    faults.section("data", data, known)
+    known = ("samples_per_gpu", "workers_per_gpu", "max_bad_samples", "train", "val", "test")
+    faults.section("data", data, (*known, *list_ignored_names("data")))
     for role in ("train", "val"):
         if not isinstance(data.get(role), Mapping):
             faults.add(f"data.{role}", "missing; give the MMSeg dataset that this role reads.")

@@ -25,18 +25,22 @@ _KEPT_OPS = [
 ]
 _CONTEXTS = {"selective": partial(create_selective_checkpoint_contexts, _KEPT_OPS), "block": noop_context_fn}
 POLICIES = ("none", *_CONTEXTS)
+AUTO = "auto"
+"""Where a training starts, planning puts the fastest policy that fits; everywhere else it is `block`."""
 
 
 def resolve_policy(checkpointing: str | None, with_cp: bool | None) -> str:
     """Settle what a config asks for by our name, by MMSegmentation's flag, or by neither.
 
     Args:
-        checkpointing: one of POLICIES, or None if not given.
+        checkpointing: one of POLICIES, AUTO, or None if not given.
         with_cp: True for `block`, False for `none`, or None if not given.
 
     Returns:
-        The policy; `block` if neither is given.
+        The policy; `block` if neither is given, and for AUTO.
     """
+    if checkpointing == AUTO:
+        return "block"
     if checkpointing is not None:
         return checkpointing
     return "none" if with_cp is False else "block"

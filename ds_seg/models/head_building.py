@@ -24,7 +24,7 @@ from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead 
 _UNFIT = {"DPTHead": "it reads pairs of a map and a class token, and the backbone puts out maps alone"}
 
 
-def build_one_head(field: str, cfg: Mapping[str, Any], *, after_another: bool) -> nn.Module:
+def build_one_head(field: str, cfg: Mapping[str, Any], *, after_another: bool, initialise: bool = True) -> nn.Module:
     """Build and initialise one head.
 
     Every BatchNorm in it becomes SyncBatchNorm: statistics of one rank alone would make the replicas differ and the
@@ -34,6 +34,7 @@ def build_one_head(field: str, cfg: Mapping[str, Any], *, after_another: bool) -
         field: where the head stands, for messages.
         cfg: its config; not changed.
         after_another: whether it gets another head's output, as the later ones of a cascade do.
+        initialise: draw initial values, which mmcv looks at, so that it can't on the meta device.
 
     Raises:
         ConfigError: the head can't be built, or can't stand there.
@@ -53,7 +54,8 @@ def build_one_head(field: str, cfg: Mapping[str, Any], *, after_another: bool) -
             f"{field} is {head_type}, which can't {place}. A cascade is model.type='CascadeEncoderDecoder' with "
             "decode_head=[a head such as FCNHead, then OCRHead or PointHead] and num_stages=2."
         )
-    _initialise(head)
+    if initialise:
+        _initialise(head)
     synchronise_norms(head)
     compute_losses_by_image(head)
     return head

@@ -136,12 +136,13 @@ class SegmentationHeads(Float32Module):
         return resize(logits_BKhw, size=tuple(size_HW), mode="bilinear", align_corners=self.align_corners)
 
 
-def build_heads(model_cfg: Mapping[str, Any]) -> SegmentationHeads:
+def build_heads(model_cfg: Mapping[str, Any], *, initialise: bool = True) -> SegmentationHeads:
     """Build and initialise the heads of an MMSegmentation model config.
 
     Args:
         model_cfg: the `model` dict; read are decode_head (a dict, or the list of a cascade), auxiliary_head
             (a dict, a list, or absent), train_cfg and test_cfg.
+        initialise: draw initial values; False where only shapes are wanted, on the meta device.
 
     Raises:
         ConfigError: no decode head, a neck, or a head that can't be built or can't stand where it does, named
@@ -159,8 +160,13 @@ def build_heads(model_cfg: Mapping[str, Any]) -> SegmentationHeads:
             "the head wants maps of several scales."
         )
     train_cfg, test_cfg = (ConfigDict(model_cfg.get(name) or {}) for name in ("train_cfg", "test_cfg"))
-    decode_heads = [build_one_head(*field, after_another=index > 0) for index, field in enumerate(decode_fields)]
-    auxiliary_heads = [build_one_head(*field, after_another=False) for field in auxiliary_head_fields(model_cfg)]
+    decode_heads = [
+        build_one_head(*field, after_another=index > 0, initialise=initialise)
+        for index, field in enumerate(decode_fields)
+    ]
+    auxiliary_heads = [
+        build_one_head(*field, after_another=False, initialise=initialise) for field in auxiliary_head_fields(model_cfg)
+    ]
     decode_head = decode_heads[0] if len(decode_heads) == 1 else HeadCascade(decode_heads, test_cfg)
     return SegmentationHeads(decode_head, auxiliary_heads, train_cfg, test_cfg)
 

@@ -63,7 +63,8 @@ class InternViT(BaseModule):
         norm: `rms` (6B) or `layer` (300M, DINOv2).
         output_norm: DINOv2's final norm, applied to every tap.
         checkpointing: what the backward pass computes again instead of keeping it: `none`, `selective` (only
-            norms, GELU, LayerScale and residuals) or `block` (everything, the default).
+            norms, GELU, LayerScale and residuals), `block` (everything, the default), or `auto`, which
+            `ds-seg train` replaces by the fastest of them that fits.
 
     Raises:
         ConfigError: arguments that contradict each other, all in one message.

@@ -59,7 +59,7 @@ def probe_heads(
     parts = [*_list_stages(heads.decode_head), *heads.auxiliary_heads]
     device = next(heads.parameters()).device
     with _left_unchanged(heads, device):
-        features = _draw_features(backbone, micro_batch, crop_size_px, device)
+        features = draw_features(backbone, micro_batch, crop_size_px, device)
         labels_B1HW = _draw_labels(heads, micro_batch, crop_size_px, device)
         heads.train()
         for field, part in zip(fields, parts, strict=True):
@@ -80,9 +80,17 @@ def _list_stages(decode_head: nn.Module) -> list[nn.Module]:
     return [decode_head.first(count) for count in range(1, len(decode_head) + 1)]
 
 
-def _draw_features(
+def draw_features(
     backbone: nn.Module, micro_batch: int, crop_size_px: tuple[int, int], device: torch.device
 ) -> list[Tensor]:
+    """Random FP32 maps of the shapes that a backbone puts out, each a leaf that requires a gradient.
+
+    Args:
+        backbone: tells number, channels and scales; is not run.
+        micro_batch: B.
+        crop_size_px: H and W of the images.
+        device: where they are made.
+    """
     grid_hw = [side // backbone.patch_size for side in crop_size_px]  # type: ignore[operator]
     channels: Sequence[int] = backbone.out_channels  # type: ignore[assignment]
     scales = _PYRAMID_SCALES if backbone.with_fpn else (1.0,) * len(channels)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from ds_seg.config import CONFIGS_ROOT
 from ds_seg.errors import ConfigError
+from ds_seg.planning.flops import compute_tokens
 
 BENCHMARKS = CONFIGS_ROOT.parent / "benchmarks"
 
@@ -23,10 +24,10 @@ def benchmarks_on_path(monkeypatch):
 
 
 def test_flops_of_the_6b_model_are_those_of_the_reference():
-    from figures import compute_flops, compute_tokens
+    from figures import compute_flops
 
-    backbone = {"embed_dim": 3200, "depth": 48, "mlp_ratio": 4, "patch_size": 14}
-    assert compute_tokens(504, 14) == 1297
+    backbone = {"embed_dim": 3200, "depth": 48, "mlp_ratio": 4, "patch_size": 14, "out_indices": [47]}
+    assert compute_tokens((504, 504), 14) == 1297
     assert compute_flops(backbone, 504) == pytest.approx(49.0e12, rel=1e-3)
 
 

@@ -1,0 +1,85 @@
+"""The sizes in a DeepSpeed JSON that may be "auto": set from the size of the backbone and from the memory to spare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ds_seg.config.faults import Faults
+
+LIVE_SIZES = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
+ZERO_SIZES = (
+    "reduce_bucket_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+    *LIVE_SIZES,
+)
+DEFAULT_LIVE_BYTES = 2e9
+"""What whole parameters may take where nobody has computed what there is to spare."""
+_LARGEST_BUCKET = 200_000_000
+_BLOCKS_A_BUCKET = 3
+_BLOCKS_IN_USE = 3
+"""One that is computed, one that is fetched for it, one whose release is under way."""
+
+
+def count_block(backbone: Mapping[str, Any]) -> int:
+    """Parameters in the matrices of one transformer block."""
+    width = int(backbone.get("embed_dim", 3200))
+    return int((4 + 2 * float(backbone.get("mlp_ratio", 4))) * width**2)
+
+
+def count_backbone(backbone: Mapping[str, Any]) -> int:
+    """Parameters of the backbone, rounded up by a few percent for all that is no matrix of a block."""
+    pyramid = 12 * int(backbone.get("embed_dim", 3200)) ** 2 if backbone.get("with_fpn") else 0
+    return int(1.05 * (int(backbone.get("depth", 48)) * count_block(backbone) + pyramid))
+
+
+def compute_zero_sizes(backbone: Mapping[str, Any], live_bytes: float, parameter_bytes: int) -> dict[str, int]:
+    """The sizes that suit a backbone.
+
+    A parameter is kept from the forward to the backward pass if it is used again within the reuse distance, which
+    counts what is used in between, both times. So a distance of twice the backbone gathers nothing twice, and one of
+    2 n keeps the last n parameters.
+
+    Args:
+        backbone: its section of the config.
+        live_bytes: memory of a process that whole parameters may take.
+        parameter_bytes: of one parameter.
+
+    Returns:
+        Numbers of parameters, for every name in ZERO_SIZES.
+    """
+    block, everything = count_block(backbone), count_backbone(backbone)
+    live = min(max(int(live_bytes / parameter_bytes), _BLOCKS_IN_USE * block), everything)
+    return {
+        "reduce_bucket_size": min(_BLOCKS_A_BUCKET * block, _LARGEST_BUCKET),
+        "stage3_prefetch_bucket_size": block,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_max_live_parameters": live,
+        "stage3_max_reuse_distance": 2 * (live if live == everything else live - _BLOCKS_IN_USE * block),
+    }
+
+
+def find_auto_sizes(zero: Any, faults: Faults) -> tuple[str, ...]:
+    """Names of the sizes that are "auto"; a fault for an "auto" that nothing settles."""
+    if not isinstance(zero, Mapping):
+        return ()
+    for key, value in zero.items():
+        if value == "auto" and key not in ZERO_SIZES:
+            faults.add(
+                f"deepspeed.zero_optimization.{key}",
+                f"got 'auto', which is known for {', '.join(ZERO_SIZES)} only. Write a value, or remove it.",
+            )
+    return tuple(name for name in ZERO_SIZES if zero.get(name) == "auto")
+
+
+def settle_zero_sizes(
+    deepspeed: Mapping[str, Any], names: tuple[str, ...], backbone: Mapping[str, Any], live_bytes: float
+) -> dict[str, Any]:
+    """The DeepSpeed config with numbers for `names`; all other numbers stay."""
+    if not names:
+        return dict(deepspeed)
+    bf16 = deepspeed.get("bf16")
+    parameter_bytes = 2 if isinstance(bf16, Mapping) and bf16.get("enabled", False) else 4
+    sizes = compute_zero_sizes(backbone, live_bytes, parameter_bytes)
+    return {**deepspeed, "zero_optimization": {**deepspeed["zero_optimization"], **{n: sizes[n] for n in names}}}

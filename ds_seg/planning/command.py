@@ -1,0 +1,48 @@
+"""How a training is started as planned: its DeepSpeed JSON and its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ds_seg.config import RunConfig
+from ds_seg.planning.candidates import Candidate
+
+_OF_THE_RUN = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+
+
+def build_deepspeed_json(candidate: Candidate) -> dict[str, Any]:
+    """The DeepSpeed config with numbers for all sizes; those of the batch come from the run."""
+    resolved = {key: value for key, value in candidate.deepspeed.items() if key != "steps_per_print"}
+    return {**resolved, **dict.fromkeys(_OF_THE_RUN, "auto")}
+
+
+def build_train_arguments(run: RunConfig, config: str, cfg_options: Sequence[str], candidate: Candidate) -> list[str]:
+    """CONFIG and the options that make the run what was planned.
+
+    Args:
+        run: as configured, built for a world of one.
+        config: CONFIG as it was given.
+        cfg_options: `--cfg-options` as they were given.
+        candidate: the plan.
+    """
+    batch, backbone = candidate.batch, run.model.backbone
+    options = list(cfg_options)
+    if batch.micro_batch != run.micro_batch:
+        options.append(f"data.samples_per_gpu={batch.micro_batch}")
+    cumulative = (run.mmseg.get("optimizer_config") or {}).get("cumulative_iters", 1)
+    if run.mmseg.get("global_batch", batch.gpus * batch.micro_batch * cumulative) != batch.images:
+        options.append(f"global_batch={batch.images}")
+    if batch.max_steps != run.schedule.max_steps:
+        options.append(f"runner.max_iters={batch.max_steps}")
+    if candidate.checkpointing != backbone.get("checkpointing") and candidate.states.zero.get("stage") == 3:
+        options += _change_policy(backbone, candidate.checkpointing)
+    return [config, *(["--cfg-options", *options] if options else [])]
+
+
+def _change_policy(backbone: Any, policy: str) -> list[str]:
+    """InternVL's flag is turned with it, since the two must not contradict each other."""
+    options = [f"model.backbone.checkpointing={policy}"]
+    if backbone.get("with_cp") is not None and backbone["with_cp"] == (policy == "none"):
+        options.append(f"model.backbone.with_cp={policy != 'none'}")
+    return options

@@ -1,0 +1,71 @@
+"""What ZeRO-3 sends: whole parameters before each use, gradients after the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ds_seg.planning.hardware import Hardware
+from ds_seg.planning.model_size import ModelSize
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that a GPU receives for one micro-batch, and how long that takes."""
+
+    gathered_forward: float
+    gathered_backward: float
+    reduced: float
+    seconds: float
+
+    @property
+    def total(self) -> float:
+        """Bytes a GPU a micro-batch."""
+        return self.gathered_forward + self.gathered_backward + self.reduced
+
+
+def count_live_parameters(size: ModelSize, zero: Mapping[str, Any], world_size: int) -> float:
+    """Parameters that are whole at once; none are where one process has all of them anyway."""
+    if world_size == 1:
+        return 0.0
+    in_use = int(zero.get("stage3_prefetch_bucket_size", 50_000_000)) + 2 * size.block
+    return min(size.backbone, count_kept_parameters(size, zero) + in_use)
+
+
+def count_kept_parameters(size: ModelSize, zero: Mapping[str, Any]) -> float:
+    """Parameters that stay whole from the forward to the backward pass: the last half of the reuse distance."""
+    if not size.trainable:
+        return 0.0
+    return min(size.backbone, int(zero.get("stage3_max_reuse_distance", 1_000_000_000)) / 2)
+
+
+def compute_traffic(
+    size: ModelSize, zero: Mapping[str, Any], parameter_bytes: int, hardware: Hardware, *, hpz: bool = False
+) -> Traffic:
+    """Traffic of one micro-batch.
+
+    Args:
+        size: of the model.
+        zero: `zero_optimization` of the DeepSpeed JSON, its sizes as numbers.
+        parameter_bytes: of a parameter and of its gradient.
+        hardware: what the model is spread over.
+        hpz: the backward pass gathers from copies inside the node (`zero_hpz_partition_size`).
+    """
+    sent = parameter_bytes * (hardware.gpus - 1) / hardware.gpus
+    forward, reduced = sent * size.backbone, sent * size.trainable
+    backward = sent * (size.backbone - count_kept_parameters(size, zero)) if size.trainable else 0.0
+    slow, fast = hardware.collective_gb_per_s * 1e9, hardware.nvlink_gb_per_s * 1e9
+    seconds = (forward + reduced) / slow + backward / (fast if hpz else slow)
+    return Traffic(forward, backward, reduced, seconds)
+
+
+def compute_head_traffic_s(size: ModelSize, hardware: Hardware) -> float:
+    """Seconds of the heads' all-reduce, once a step."""
+    sent = 2 * 4 * size.head_trainable * (hardware.gpus - 1) / hardware.gpus
+    return sent / (hardware.collective_gb_per_s * 1e9)
+
+
+def compute_hpz_bytes(size: ModelSize, parameter_bytes: int, hardware: Hardware) -> float:
+    """Memory a GPU for the copies that hpZ keeps inside each node."""
+    return parameter_bytes * size.backbone / hardware.gpus_a_node

@@ -1,0 +1,76 @@
+"""The machines that a plan is for, and what is assumed of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+GIB = 2**30
+_GPUS_A_NODE = 8
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A cluster of equal GPUs; bandwidths are of one GPU in one direction."""
+
+    gpus: int
+    nodes: int
+    gpu_memory_gib: float
+    host_memory_gib: float | None = None
+    """Of a node; None: not known, so nothing is refused for want of it."""
+    interconnect_gbps: float = 400.0
+    """Between nodes, gigabits a second."""
+    nvlink_gb_per_s: float = 300.0
+    """Between the GPUs of a node."""
+    peak_tflops: float = 989.0
+    """Dense bf16 matrix products."""
+    utilisation: float = 0.5
+    """Share of the peak that the whole computation reaches, recomputation included."""
+    hbm_gb_per_s: float = 2000.0
+    pcie_gb_per_s: float = 25.0
+    host_gb_per_s: float = 100.0
+    """Host memory of a node, as an optimizer on the CPU sees it."""
+    storage_gb_per_s: float = 2.0
+    """What all processes together write to the file system."""
+    usable: float = 0.95
+    """Of a GPU's memory: the system and the driver take some, and nothing fits to the last byte."""
+    context_gib: float = 1.5
+    """CUDA context, kernels and workspaces; as much as a third more for the buffers of collectives."""
+    fragmentation: float = 0.05
+    """Of what is allocated and freed in a step."""
+    process_gib: float = 4.0
+    """Host memory of a process: Python, torch, CUDA's host side."""
+    worker_gib: float = 1.0
+    """Host memory of a data loading process."""
+
+    @property
+    def gpus_a_node(self) -> int:
+        """GPUs, and processes, of a node."""
+        return math.ceil(self.gpus / self.nodes)
+
+    @property
+    def collective_gb_per_s(self) -> float:
+        """What a collective over all GPUs reaches: the slowest link on its way, four fifths of it between nodes."""
+        return self.nvlink_gb_per_s if self.nodes == 1 else 0.8 * self.interconnect_gbps / 8
+
+    def describe(self) -> list[str]:
+        """What is assumed, as lines of text."""
+        host = "not given: not limited" if self.host_memory_gib is None else f"{self.host_memory_gib:g} GiB a node"
+        return [
+            f"peak {self.peak_tflops:g} TFLOP/s (dense bf16) a GPU; {self.utilisation:.0%} of it reached, what is "
+            "computed again included; the head's FP32 products at half of that (TF32)",
+            f"collectives {self.nvlink_gb_per_s:g} GB/s a GPU inside a node, {self.interconnect_gbps:g} Gbit/s a GPU "
+            "between nodes (80% of it reached), hidden behind computation as far as that lasts",
+            f"optimizer limited by memory: {self.hbm_gb_per_s:g} GB/s on a GPU, {self.host_gb_per_s:g} GB/s a node for "
+            f"one in host memory, behind {self.pcie_gb_per_s:g} GB/s of PCIe",
+            f"{self.usable:.0%} of a GPU's memory can be used; CUDA context, kernels and workspaces "
+            f"{self.context_gib:g} GiB, a third more for collectives; fragmentation {self.fragmentation:.0%} of what a "
+            "step allocates",
+            f"host memory {host}; {self.process_gib:g} GiB a process, {self.worker_gib:g} GiB a data worker",
+            f"checkpoints at {self.storage_gb_per_s:g} GB/s; evaluations are not counted",
+        ]
+
+
+def place(gpus: int, nodes: int | None = None) -> int:
+    """Nodes of so many GPUs: the number given, or as few as hold 8 each."""
+    return nodes if nodes is not None and nodes <= gpus else math.ceil(gpus / _GPUS_A_NODE)

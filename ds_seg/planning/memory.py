@@ -1,0 +1,130 @@
+"""Memory of one training step by part, on a GPU and in a node's host memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ds_seg.planning.communication import count_live_parameters
+from ds_seg.planning.hardware import GIB, Hardware
+from ds_seg.planning.model_size import ModelSize
+from ds_seg.planning.step_costs import StepCost
+
+_BUCKET_COPIES = 2
+"""The bucket, and the padded copy that reduce_scatter_coalesced makes of it (DeepSpeed 0.19.8)."""
+
+
+@dataclass(frozen=True)
+class States:
+    """How the states of a run are kept."""
+
+    bf16: bool
+    offload: bool
+    """Optimizer in host memory."""
+    pin_memory: bool
+    ema: bool
+    zero: Mapping[str, Any]
+    """`zero_optimization` of the DeepSpeed JSON, its sizes as numbers."""
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Of one parameter of the backbone, and of its gradient."""
+        return 2 if self.bf16 else 4
+
+    @property
+    def master_bytes(self) -> int:
+        """Of the FP32 copy that the optimizer has of a parameter; where parameters are FP32 it takes them."""
+        return 4 if self.bf16 or self.offload else 0
+
+
+def compute_gpu_memory(size: ModelSize, cost: StepCost, states: States, hardware: Hardware) -> dict[str, float]:
+    """Bytes a GPU by part, at the highest moment of a step.
+
+    Args:
+        size: of the model.
+        cost: what a micro-batch allocates.
+        states: how states are kept.
+        hardware: what they are spread over.
+    """
+    world_size, width = hardware.gpus, states.parameter_bytes
+    share = size.trainable / world_size
+    on_gpu = 0.0 if states.offload else share
+    resident = {
+        "parameters": width * size.backbone / world_size,
+        "gradients": width * on_gpu,
+        "master": states.master_bytes * on_gpu,
+        "moments": 8 * on_gpu,
+        "reduce buckets": _compute_buckets(size, states),
+        "live parameters": width * count_live_parameters(size, states.zero, world_size),
+        "head": _compute_head_states(size),
+        "averages (EMA)": 4 * (on_gpu + size.head_trainable) if states.ema else 0.0,
+    }
+    working: dict[str, float] = dict(cost.peak)
+    step_bytes = 0 if states.offload else 4 * min(share, _sub_group(size, states, world_size))
+    working["optimizer step"] = max(0.0, step_bytes - sum(working.values()))
+    loss = hardware.fragmentation * sum(working.values())
+    context = hardware.context_gib * (4 / 3 if world_size > 1 else 1) * GIB
+    return {**resident, **working, "CUDA context and fragmentation": context + loss}
+
+
+def compute_host_memory(size: ModelSize, states: States, hardware: Hardware, workers: int) -> dict[str, float]:
+    """Bytes of host memory a node by part.
+
+    Args:
+        size: of the model.
+        states: how states are kept.
+        hardware: what they are spread over.
+        workers: data loading processes of each training process.
+    """
+    processes = hardware.gpus_a_node
+    share = size.trainable / hardware.gpus if states.offload else 0.0
+    parts = {
+        "processes": (hardware.process_gib + workers * hardware.worker_gib) * GIB,
+        "master": 4 * share,
+        "moments": 8 * share,
+        "gradients": (states.parameter_bytes + 4) * share,
+        "pinned memory's rounding": _compute_rounding(size, states, share, hardware.gpus) if states.pin_memory else 0.0,
+        "averages (EMA)": 4 * share if states.ema else 0.0,
+    }
+    return {name: processes * size_bytes for name, size_bytes in parts.items()}
+
+
+def compute_checkpoint_bytes(size: ModelSize, states: States) -> float:
+    """One checkpoint over all processes: weights, FP32 masters, moments, heads with theirs, averages."""
+    backbone = states.parameter_bytes * size.backbone + 12 * size.trainable
+    heads = 4 * (size.head + size.head_buffers) + 8 * size.head_trainable
+    averages = 4 * (size.trainable + size.head_trainable) if states.ema else 0
+    return float(backbone + heads + averages)
+
+
+def _compute_buckets(size: ModelSize, states: States) -> float:
+    if not size.trainable:
+        return 0.0
+    bucket = int(states.zero.get("reduce_bucket_size", 500_000_000))
+    filled = min(max(bucket, size.largest), size.trainable)
+    return states.parameter_bytes * (bucket + (_BUCKET_COPIES - 1) * filled)
+
+
+def _compute_head_states(size: ModelSize) -> float:
+    """Weights and buffers; of what is trained also gradients, DistributedDataParallel's copy of them, and moments."""
+    return 4.0 * (size.head + size.head_buffers) + 16.0 * size.head_trainable
+
+
+def _sub_group(size: ModelSize, states: States, world_size: int) -> float:
+    """Elements of a sub-group: it ends with the parameter that makes it as large as asked for; half of one, say."""
+    return int(states.zero.get("sub_group_size", 1_000_000_000)) + size.largest / world_size / 2
+
+
+def _compute_rounding(size: ModelSize, states: States, share: float, world_size: int) -> float:
+    """Torch pins memory in powers of two: one tensor of all gradients, and an FP32 one for each sub-group."""
+    if not share:
+        return 0.0
+    group = min(_sub_group(size, states, world_size), share)
+    flat, part = states.parameter_bytes * share, 4 * group
+    return _round_up(flat) - flat + share / group * (_round_up(part) - part)
+
+
+def _round_up(size_bytes: float) -> float:
+    return 2.0 ** math.ceil(math.log2(size_bytes))

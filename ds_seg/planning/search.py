@@ -1,0 +1,117 @@
+"""Try micro-batches, checkpointing policies and offloading; the cheapest that fits is recommended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from ds_seg.config import RunConfig
+from ds_seg.config.zero_sizes import LIVE_SIZES, settle_zero_sizes
+from ds_seg.models.checkpointing import AUTO, POLICIES, resolve_policy
+from ds_seg.planning.candidates import OFFLOAD, Batch, Candidate, build_candidate, with_offload
+from ds_seg.planning.hardware import Hardware, place
+from ds_seg.planning.model_size import ModelSize, measure_model
+from ds_seg.planning.step_costs import StepCosts, simulate_costs
+
+_WORLD_SIZES = tuple(2**power for power in range(11))
+
+
+class Planner:
+    """Plans one run for any machines; the model is simulated once.
+
+    Args:
+        run: built for a world of one.
+    """
+
+    def __init__(self, run: RunConfig) -> None:
+        self.run = run
+        self.size: ModelSize = measure_model(run.model)
+
+    @cached_property
+    def costs(self) -> StepCosts:
+        """Of micro-batches with each policy that can be chosen."""
+        return simulate_costs(self.run, POLICIES if self.size.trainable else [self.configured_policy])
+
+    @property
+    def configured_policy(self) -> str:
+        """What the config asks for; `block` for AUTO."""
+        backbone = self.run.model.backbone
+        return resolve_policy(backbone.get("checkpointing"), backbone.get("with_cp"))
+
+    def recommend(self, hardware: Hardware) -> Candidate | None:
+        """The fastest way that fits, None if none does.
+
+        Of equally fast ones it is that with the fewest micro-batches, then that with the most memory to spare.
+        """
+        fitting = [candidate for candidate in self.list_candidates(hardware) if candidate.fits]
+        return min(
+            fitting,
+            key=lambda c: (round(c.time.total_s, 2), c.batch.accumulation_steps, -c.gpu_spare_gib, c.host_gib),
+            default=None,
+        )
+
+    def find_closest(self, hardware: Hardware) -> Candidate:
+        """Of the ways that don't fit, the one that lacks the least."""
+        return max(self.list_candidates(hardware), key=lambda c: min(c.gpu_spare_gib, c.host_spare_gib))
+
+    def find_smallest_world(self, hardware: Hardware) -> Candidate | None:
+        """The recommendation for the smallest power of two of such GPUs that any way fits on."""
+        for gpus in _WORLD_SIZES:
+            found = self.recommend(replace(hardware, gpus=gpus, nodes=place(gpus)))
+            if found is not None:
+                return found
+        return None
+
+    def list_candidates(self, hardware: Hardware) -> Iterator[Candidate]:
+        """Every way that may be chosen; the batch of a step stays."""
+        images, max_steps = self.spread_batch(hardware.gpus)
+        for micro_batch in self._list_micro_batches(images // hardware.gpus, hardware.gpus):
+            steps = images // hardware.gpus // micro_batch
+            batch = Batch(hardware.gpus, micro_batch, steps, max_steps)
+            for policy in self.costs.backbone:
+                cost = self.costs.of(policy, micro_batch)
+                for deepspeed in self._list_deepspeed():
+                    yield build_candidate(self.run, self.size, cost, hardware, batch, policy, deepspeed)
+
+    def build_configured(self, hardware: Hardware) -> Candidate | None:
+        """The run with the config's own micro-batch, policy and DeepSpeed JSON; None if the batch can't be spread."""
+        images, max_steps = self.spread_batch(hardware.gpus)
+        steps, rest = divmod(images, hardware.gpus * self.run.micro_batch)
+        if rest:
+            return None
+        batch = Batch(hardware.gpus, self.run.micro_batch, steps, max_steps)
+        policy = self.configured_policy
+        cost = self.costs.of(policy, batch.micro_batch)
+        return build_candidate(self.run, self.size, cost, hardware, batch, policy, self.run.deepspeed)
+
+    def rebuild(self, candidate: Candidate, *, live_bytes: float) -> Candidate:
+        """The same way with so much memory for whole parameters, whatever the DeepSpeed JSON says of it."""
+        sizes = settle_zero_sizes(candidate.deepspeed, LIVE_SIZES, self.run.model.backbone, live_bytes)
+        run = replace(self.run, auto_sizes=())
+        arguments = (candidate.cost, candidate.hardware, candidate.batch, candidate.checkpointing, sizes)
+        return build_candidate(run, self.size, *arguments)
+
+    def spread_batch(self, gpus: int) -> tuple[int, int]:
+        """Crops and number of steps: the config's, or where its batch can't be spread the next larger and fewer."""
+        own = self.run.global_batch
+        wanted = own if self.run.mmseg.get("global_batch") is not None else own * gpus
+        images = math.ceil(wanted / gpus) * gpus
+        return images, math.ceil(self.run.schedule.max_steps * wanted / images)
+
+    def _list_micro_batches(self, images_a_gpu: int, gpus: int) -> list[int]:
+        least = self.costs.smallest_alone if gpus == 1 else 1
+        return [n for n in range(least, images_a_gpu + 1) if images_a_gpu % n == 0]
+
+    def _list_deepspeed(self) -> list[dict[str, Any]]:
+        if not self.size.trainable:
+            return [with_offload(self.run.deepspeed, None)]
+        unpinned: Mapping[str, Any] = {**OFFLOAD, "pin_memory": False}
+        return [with_offload(self.run.deepspeed, offload) for offload in (None, OFFLOAD, unpinned)]
+
+
+def wants_policy(run: RunConfig) -> bool:
+    """Whether the config leaves the checkpointing policy to be chosen."""
+    return run.model.backbone.get("checkpointing") == AUTO

@@ -1,0 +1,201 @@
+"""One training step of our own modules on tensors without data: what it allocates, and how much it computes.
+
+The backbone is simulated at two small depths, since every further block adds the same; the heads at full size.
+
+Shape suffixes: B images, H W pixels, 3 colours, 1 label; D channels, h w a feature map.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+import ds_seg.openmmlab  # noqa: F401  (before mmcv)
+from ds_seg.models.backbone_building import build_backbone
+from ds_seg.models.probe import draw_features
+from ds_seg.planning.allocations import AllocationTracker
+from ds_seg.planning.model_size import build_on_meta
+
+PARTS = ("activations", "backward of a block", "head", "logits and loss")
+KEPT, BACKWARD, HEAD, FULL_SIZE = PARTS
+Parts = Counter[str]
+"""Part of a step -> bytes or FLOPs."""
+
+
+@dataclass(frozen=True)
+class StepSetting:
+    """What the memory of a step depends on beside the model."""
+
+    micro_batch: int
+    crop_size_px: tuple[int, int]
+    checkpointing: str
+    """One of `models.checkpointing.POLICIES`."""
+    dtype: torch.dtype
+    """Of the backbone."""
+    fused_norms: bool
+    """Count RMSNorm as one kernel, as GPUs have it; torch's CPU version keeps FP32 copies."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What the backbone or the heads allocate and compute for one micro-batch; `+` and `*` go entry by entry."""
+
+    kept: Parts
+    """Bytes between forward and backward."""
+    peak: Parts
+    """Bytes at the highest moment of the backward pass; of the heads of both passes."""
+    flops: Parts
+    """`forward`, and `all`: forward, backward and what is computed again."""
+
+    def __add__(self, other: Trace) -> Trace:
+        return Trace(*(_combine(a, b, 1) for a, b in zip(self._fields(), other._fields(), strict=True)))
+
+    def __mul__(self, factor: float) -> Trace:
+        return Trace(*(_combine(Counter(), a, factor) for a in self._fields()))
+
+    def _fields(self) -> tuple[Parts, Parts, Parts]:
+        return self.kept, self.peak, self.flops
+
+
+def _combine(a: Parts, b: Parts, factor: float) -> Parts:
+    return Counter({key: a[key] + factor * b[key] for key in {*a, *b}})  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class BackboneTraces:
+    """Traces of a few blocks and images, from which those of all blocks and of any micro-batch follow.
+
+    Every further block adds the same for each image; every further image adds the same.
+    """
+
+    one: Trace
+    """Of one image."""
+    two: Trace
+    """Of two images."""
+    block: Trace
+    """What a further block adds for one image."""
+    more_blocks: int
+    """Blocks of the whole backbone beyond those simulated."""
+
+    def of(self, images: int) -> Trace:
+        """The trace of the whole backbone for so many images at once."""
+        return extrapolate(self.one, self.two, images - 1) + self.block * (images * self.more_blocks)
+
+
+def extrapolate(first: Trace, second: Trace, steps: float) -> Trace:
+    """What lies `steps` times the difference of two traces behind the first, where all grow in proportion."""
+    return first * (1 - steps) + second * steps
+
+
+def simulate_backbone(model_cfg: Mapping[str, Any], setting: StepSetting) -> BackboneTraces:
+    """Simulate forward and backward of a few of the backbone's blocks."""
+    backbone = model_cfg["backbone"]
+    taps, blocks = len(backbone["out_indices"]), backbone["out_indices"][-1] + 1  # those behind the last tap don't run
+    single = replace(setting, micro_batch=1)
+    one, two = (_simulate_depth(model_cfg, taps, replace(setting, micro_batch=images)) for images in (1, 2))
+    plain = {**model_cfg, "backbone": {**backbone, "out_indices": [0], "with_fpn": False}}
+    short, longer = (_simulate_depth(plain, depth, single) for depth in (2, 3))
+    return BackboneTraces(one, two, longer + short * -1, blocks - taps)
+
+
+def _simulate_depth(model_cfg: Mapping[str, Any], depth: int, setting: StepSetting) -> Trace:
+    tracker = AllocationTracker(lambda _, phase: phase)
+    shorter = _with_depth(model_cfg, depth, setting.checkpointing)
+    with torch.device("meta"):
+        built = build_backbone(shorter).to(setting.dtype)
+    with _without_data():
+        backbone = _prepare(built, setting)
+        images_B3HW = torch.empty(setting.micro_batch, 3, *setting.crop_size_px, dtype=setting.dtype)
+        with tracker:
+            tracker.enter(KEPT)
+            features = backbone(images_B3HW)
+            kept, forward_flops = Counter(tracker.live), tracker.flops
+            tracker.enter(BACKWARD)
+            trained = [feature for feature in features if feature.requires_grad]
+            if trained:
+                torch.autograd.backward(trained, [torch.empty_like(feature) for feature in trained])
+    return Trace(kept, tracker.peaks[BACKWARD], Counter(forward=forward_flops, all=tracker.flops))
+
+
+def simulate_heads(model_cfg: Mapping[str, Any], setting: StepSetting) -> Trace:
+    """Simulate heads and losses, forward and backward, for one micro-batch.
+
+    Raises:
+        ValueError: BatchNorm has a single value a channel: the micro-batch is too small for one process alone.
+    """
+
+    def classify(tensor: Tensor, phase: str) -> str:
+        sides = {side for side in tensor.shape if isinstance(side, int)}  # not those that depend on data
+        return FULL_SIZE if set(setting.crop_size_px) <= sides else phase
+
+    tracker = AllocationTracker(classify)
+    backbone, built = build_on_meta(model_cfg)
+    trainable = any(parameter.requires_grad for parameter in backbone.parameters())
+    with _without_data(counting=True):
+        heads = _prepare(built, setting)
+        drawn = draw_features(backbone, setting.micro_batch, setting.crop_size_px, torch.device("cpu"))
+        features = [feature.detach().to(setting.dtype).requires_grad_(trainable) for feature in drawn]
+        del drawn
+        labels_B1HW = torch.zeros(setting.micro_batch, 1, *setting.crop_size_px, dtype=torch.int64)
+        with tracker:
+            tracker.enter(HEAD)
+            entries = heads.losses(features, [{}] * setting.micro_batch, labels_B1HW)
+            kept, forward_flops = Counter(tracker.live), tracker.flops
+            torch.stack([value for name, value in entries.items() if "loss" in name]).sum().backward()
+    return Trace(kept, tracker.peaks[HEAD], Counter(forward=forward_flops, all=tracker.flops))
+
+
+def _with_depth(model_cfg: Mapping[str, Any], depth: int, checkpointing: str) -> dict[str, Any]:
+    """The model with so many blocks, the last of them tapped."""
+    backbone = {key: value for key, value in model_cfg["backbone"].items() if key != "with_cp"}
+    taps = len(backbone["out_indices"])
+    backbone.update(depth=depth, out_indices=list(range(depth - taps, depth)), checkpointing=checkpointing)
+    return {**model_cfg, "backbone": backbone}
+
+
+def _prepare(root: nn.Module, setting: StepSetting) -> nn.Module:
+    """Give a module on the meta device tensors that pass for the CPU's, and training mode.
+
+    A gradient goes as soon as it is complete, as under ZeRO-3: the shares of parameters and gradients that a process
+    holds are counted elsewhere.
+    """
+    if setting.fused_norms:
+        _fuse_norms(root)
+    for module in root.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = torch.empty_like(buffer, device="cpu")
+        for name, parameter in module.named_parameters(recurse=False):
+            fake = nn.Parameter(torch.empty_like(parameter, device="cpu"), parameter.requires_grad)
+            module._parameters[name] = fake
+            if fake.requires_grad:
+                fake.register_post_accumulate_grad_hook(_drop_gradient)
+    return root.train()
+
+
+def _fuse_norms(root: nn.Module) -> None:
+    """Put LayerNorm in the place of RMSNorm: it keeps for the backward pass what the fused RMSNorm of GPUs keeps."""
+    for module in list(root.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.RMSNorm):
+                norm = nn.LayerNorm(child.normalized_shape, device="meta", dtype=child.weight.dtype, bias=False)
+                setattr(module, name, norm.requires_grad_(child.weight.requires_grad))
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+@contextlib.contextmanager
+def _without_data(*, counting: bool = False) -> Iterator[None]:
+    """A context in which new tensors have a shape and no data; `counting`: how many a mask selects may stay unknown."""
+    shapes = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True) if counting else None
+    with FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True):
+        yield

@@ -1,0 +1,144 @@
+"""Memory, traffic, time and checkpoints by arithmetic, against REFERENCE figures and DeepSpeed's own estimators."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+
+from ds_seg.planning.communication import compute_hpz_bytes, compute_traffic, count_live_parameters
+from ds_seg.planning.hardware import GIB, Hardware, place
+from ds_seg.planning.memory import States, compute_checkpoint_bytes, compute_gpu_memory, compute_host_memory
+from ds_seg.planning.model_size import ModelSize
+from ds_seg.planning.step_costs import StepCost
+from ds_seg.planning.step_time import compute_step_time
+
+P = 5_902_793_600
+SIZE = ModelSize(P, P, 122_918_400, 40_960_000, 48, 486_550, 486_550, 6_401)
+ZERO = {
+    "reduce_bucket_size": 200_000_000,
+    "sub_group_size": 100_000_000,
+    "stage3_prefetch_bucket_size": 122_880_000,
+    "stage3_max_live_parameters": 10**9,
+    "stage3_max_reuse_distance": 0,
+}
+STATES = States(bf16=True, offload=False, pin_memory=False, ema=False, zero=ZERO)
+COST = StepCost(Counter({"activations": 4e8, "logits and loss": 5e8}), 4e8, 16.34e12, 65.4e12, 4e9)
+ON_GPU = ("parameters", "gradients", "master", "moments")
+
+
+def hardware(gpus=8, memory=80.0, **changes):
+    return Hardware(gpus, place(gpus), memory, **changes)
+
+
+def gpu(states=STATES, gpus=8, size=SIZE):
+    return compute_gpu_memory(size, COST, states, hardware(gpus))
+
+
+@pytest.mark.parametrize("gpus", [1, 8, 64])
+def test_states_are_16_bytes_a_parameter_over_all_gpus(gpus):
+    parts = gpu(gpus=gpus)
+    together = sum(parts[name] for name in ON_GPU)
+    assert together == pytest.approx(94.5e9 / gpus, rel=1e-3) and parts["parameters"] == 2 * P / gpus
+
+
+@pytest.mark.parametrize(("gpus", "nodes"), [(1, 1), (8, 1), (64, 8)])
+def test_deepspeeds_estimator_agrees(gpus, nodes):
+    """It counts 18 bytes a parameter, with FP32 gradients where we have bf16 ones, and no activations."""
+    _, gpu_bytes, largest = estimate_zero3_model_states_mem_needs(
+        P, SIZE.largest, gpus // nodes, nodes, cpu_offload=False, cpu_offload_params=False
+    )
+    ours = sum(gpu(gpus=gpus)[name] for name in ON_GPU)
+    assert gpu_bytes - largest == pytest.approx(ours + 2 * P / gpus, rel=1e-6)
+    host, offloaded, largest = estimate_zero3_model_states_mem_needs(
+        P, SIZE.largest, gpus // nodes, nodes, cpu_offload=True, cpu_offload_params=False, additional_buffer_factor=1
+    )
+    states = replace(STATES, offload=True)
+    assert offloaded - largest == pytest.approx(gpu(states, gpus)["parameters"], rel=1e-6)
+    parts = compute_host_memory(SIZE, states, hardware(gpus), workers=0)
+    ours = sum(parts[name] for name in ("master", "moments", "gradients"))
+    assert ours == pytest.approx(host + 2 * P / nodes, rel=1e-6)  # bf16 gradients beside FP32 ones
+
+
+def test_the_optimizer_in_host_memory_leaves_parameters_on_the_gpu():
+    parts = gpu(replace(STATES, offload=True), gpus=1)
+    assert parts["parameters"] == 2 * P and parts["gradients"] == parts["master"] == parts["moments"] == 0
+
+
+def test_pinned_memory_is_rounded_to_powers_of_two():
+    pinned = replace(STATES, offload=True, pin_memory=True)
+    rounding = compute_host_memory(SIZE, pinned, hardware(1), 0)["pinned memory's rounding"]
+    flat = 2**34 - 2 * P
+    groups = P / (1e8 + SIZE.largest / 2) * (2**29 - 4 * (1e8 + SIZE.largest / 2))
+    assert rounding == pytest.approx(flat + groups, rel=1e-6)
+    assert compute_host_memory(SIZE, replace(pinned, pin_memory=False), hardware(1), 0)["pinned memory's rounding"] == 0
+
+
+def test_a_frozen_backbone_has_no_states():
+    parts = gpu(size=replace(SIZE, trainable=0))
+    assert all(parts[name] == 0 for name in ("gradients", "master", "moments", "reduce buckets"))
+    assert parts["parameters"] == 2 * P / 8
+
+
+def test_averages_take_four_bytes_where_the_masters_are():
+    ema = replace(STATES, ema=True)
+    assert gpu(ema)["averages (EMA)"] == 4 * (P / 8 + SIZE.head)
+    offloaded = replace(ema, offload=True)
+    assert gpu(offloaded)["averages (EMA)"] == 4 * SIZE.head
+    assert compute_host_memory(SIZE, offloaded, hardware(8), 0)["averages (EMA)"] == pytest.approx(4 * P)
+
+
+def test_live_parameters_follow_the_reuse_distance():
+    assert count_live_parameters(SIZE, ZERO, 1) == 0
+    in_use = 122_880_000 + 2 * SIZE.block
+    assert count_live_parameters(SIZE, ZERO, 8) == in_use
+    assert count_live_parameters(SIZE, {**ZERO, "stage3_max_reuse_distance": 2 * 10**9}, 8) == 10**9 + in_use
+    assert count_live_parameters(SIZE, {**ZERO, "stage3_max_reuse_distance": 2 * P}, 8) == P
+
+
+def test_traffic_of_a_micro_batch():
+    large = compute_traffic(SIZE, ZERO, 2, hardware(4096))
+    assert large.total / 1e9 == pytest.approx(35.4, abs=0.05)
+    assert compute_traffic(SIZE, ZERO, 2, hardware(1)).total == 0
+    assert compute_traffic(SIZE, ZERO, 2, hardware(2)).total == pytest.approx(6 * P / 2)
+    kept = compute_traffic(SIZE, {**ZERO, "stage3_max_reuse_distance": 2 * P}, 2, hardware(4096))
+    assert kept.gathered_backward == 0 and kept.total == pytest.approx(large.total * 2 / 3)
+
+
+def test_hpz_gathers_inside_the_node():
+    there = hardware(64)
+    slow, fast = (compute_traffic(SIZE, ZERO, 2, there, hpz=hpz) for hpz in (False, True))
+    assert fast.seconds < slow.seconds and fast.total == slow.total
+    assert slow.seconds - fast.seconds == pytest.approx(slow.gathered_backward * (1 / 40e9 - 1 / 300e9))
+    assert compute_hpz_bytes(SIZE, 2, there) == 2 * P / 8
+
+
+def test_time_and_what_binds_it():
+    free = hardware(1)
+    time = compute_step_time(SIZE, COST, STATES, free, 16)
+    assert time.communication_s == 0 and time.compute_s == pytest.approx(16 * 65.4e12 / (989e12 / 2), rel=1e-3)
+    assert "computation" in time.bound
+    slow = compute_step_time(SIZE, COST, STATES, hardware(64, interconnect_gbps=10), 1)
+    assert slow.bound.startswith("communication") and slow.total_s > slow.communication_s > slow.compute_s
+    offloaded = compute_step_time(SIZE, COST, replace(STATES, offload=True), free, 1)
+    assert "host memory" in offloaded.bound and offloaded.optimizer_s > time.optimizer_s
+
+
+def test_gpu_hours_of_the_published_schedule():
+    """35 H100-hours for 80k steps of 16 crops at half the peak, counted without recomputation."""
+    once = replace(COST, backbone_flops=49.0e12)
+    assert compute_step_time(SIZE, once, STATES, hardware(1), 16).compute_s * 80_000 / 3600 == pytest.approx(
+        35, rel=0.01
+    )
+
+
+def test_a_checkpoint_has_weights_masters_and_moments():
+    heads = 12 * SIZE.head + 4 * SIZE.head_buffers
+    assert compute_checkpoint_bytes(SIZE, STATES) == 14 * P + heads
+    assert compute_checkpoint_bytes(SIZE, replace(STATES, ema=True)) == 18 * P + heads + 4 * SIZE.head
+
+
+def test_context_and_fragmentation_are_stated_assumptions():
+    parts = gpu(gpus=1)
+    assert parts["CUDA context and fragmentation"] == pytest.approx(1.5 * GIB + 0.05 * 9e8)
+    assert any("1.5 GiB" in line and "5%" in line for line in hardware().describe())

@@ -1,0 +1,180 @@
+"""`ds-seg plan` from the command line, in this process: what it prints, writes and refuses."""
+
+import json
+
+import pytest
+
+from ds_seg.__main__ import main
+from ds_seg.commands import plan
+from ds_seg.config import RunOptions, build_run_config
+from ds_seg.config.files import CONFIGS_ROOT
+from ds_seg.errors import ConfigError, UserError
+from ds_seg.planning.fitting import apply_fit, choose_fit, needs_fitting
+from ds_seg.planning.hardware import Hardware, place
+from ds_seg.planning.search import Planner
+from ds_seg.planning.step_costs import simulate_costs
+
+SIX_B = "internvit6b_224_full_linear_ade20k"
+
+
+@pytest.fixture(scope="module")
+def planner():
+    """Simulated once; its tables serve any hardware."""
+    own = Planner(build_run_config(RunOptions(SIX_B), 1))
+    assert own.costs
+    return own
+
+
+@pytest.fixture
+def ds_seg_plan(planner, monkeypatch, tmp_path, capsys):
+    """Runs the command in an empty folder on the shared simulation; gives its code and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ds_seg.planning.search.Planner", lambda _run: planner)
+
+    def run(*arguments):
+        try:
+            plan.run(parse("plan", SIX_B, *map(str, arguments)))
+        except UserError as error:
+            return error.exit_code, str(error)
+        return 0, capsys.readouterr().out
+
+    return run
+
+
+def parse(*arguments):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    plan.add_parser(parser.add_subparsers())
+    return parser.parse_args(arguments)
+
+
+def test_a_plan_names_parts_time_and_the_command(ds_seg_plan, tmp_path):
+    code, out = ds_seg_plan("--gpus", 8, "--gpu-memory", 80, "--json", "plan.json")
+    assert code == 0
+    for part in ("parameters", "moments", "live parameters", "activations", "logits and loss", "images/s", "GPU-hours"):
+        assert part in out
+    assert "assumed, not measured" in out and "bound by " in out and "16.34 by formula" in out
+    assert f"torchrun --nproc_per_node 8 -m ds_seg train {SIX_B}" in out
+    (found,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
+    assert found["fits"] and found["global_batch"] == 16 and found["gpu_gib"] < 76
+    written = tmp_path / f"plan_{SIX_B}_8_gpus.json"
+    options = RunOptions(
+        SIX_B, deepspeed_config=str(written), cfg_options={"data.samples_per_gpu": found["micro_batch"]}
+    )
+    run = build_run_config(options, 8)
+    assert run.auto_sizes == () and run.global_batch == 16
+    assert run.deepspeed["zero_optimization"]["stage3_max_live_parameters"] >= planner_parameters(found)
+
+
+def planner_parameters(found):
+    return found["traffic_bytes_a_micro_batch"]["gathered_forward"] / 2
+
+
+def test_files_are_not_replaced_silently(ds_seg_plan):
+    assert ds_seg_plan("--gpus", 8)[0] == 0
+    code, message = ds_seg_plan("--gpus", 8)
+    assert code == 2 and "would be replaced" in message and "--force" in message
+    assert ds_seg_plan("--gpus", 8, "--force")[0] == 0
+
+
+def test_what_does_not_fit_is_refused_with_the_remedy(ds_seg_plan):
+    code, message = ds_seg_plan("--gpus", 1, "--gpu-memory", 80, "--host-memory", 100)
+    assert code == 2 and "does not fit" in message
+    assert "It needs at least 2 GPUs of 80 GiB" in message and "GiB of host memory a node, where 100 are" in message
+
+
+def test_a_gpu_that_nothing_fits_on_is_named(ds_seg_plan):
+    code, message = ds_seg_plan("--gpus", 8, "--gpu-memory", 2)
+    assert code == 2 and "No number of such GPUs up to 1024 suffices" in message
+
+
+def test_without_gpus_three_worlds_are_planned(ds_seg_plan):
+    code, out = ds_seg_plan()
+    assert code == 0 and all(f"\n{count} GPU" in out for count in (1, 8, 64))
+    assert "a batch of 16 can't be spread over 64 GPUs" in out and "global_batch=64 runner.max_iters=20000" in out
+
+
+def test_a_sweep_draws_and_names_where_communication_takes_over(ds_seg_plan, tmp_path):
+    code, out = ds_seg_plan("--sweep", "8,64", "--chart", "chart.png")
+    assert code == 0 and "communication-bound: as recommended from 64 GPUs on" in out
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--gpus", "0"), "--gpus: got 0, want more than 0"),
+        (("--sweep", "1,x"), "--sweep: got '1,x', want numbers of GPUs"),
+        (("--gpus", "8", "--nodes", "3"), "--nodes: 8 GPUs can't be spread evenly over 3 nodes"),
+        (("--out", "x.json"), "--out: one file for plans of 3 numbers of GPUs"),
+    ],
+)
+def test_impossible_options_are_refused(ds_seg_plan, arguments, message):
+    code, said = ds_seg_plan(*arguments)
+    assert code == 2 and message in said
+
+
+def test_under_a_launcher_it_is_refused(ds_seg_plan, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, message = ds_seg_plan("--gpus", 8)
+    assert code == 2 and "start it alone" in message
+
+
+def test_one_large_gpu_holds_everything(planner):
+    chosen = planner.recommend(Hardware(1, 1, 141.0))
+    assert chosen.fits and not chosen.states.offload
+
+
+def test_80_gib_and_a_host_of_128(planner):
+    chosen = planner.recommend(Hardware(1, 1, 80.0, host_memory_gib=128.0))
+    assert chosen.states.offload and not chosen.states.pin_memory and 100 < chosen.host_gib < 128
+
+
+def test_more_memory_never_makes_a_plan_slower(planner):
+    times = [planner.recommend(Hardware(8, 1, memory)).time.total_s for memory in (24.0, 40.0, 80.0, 141.0)]
+    assert times == sorted(times, reverse=True)
+
+
+def test_the_shipped_json_suits_the_sizes_that_planning_uses(planner):
+    roomy, tight = (planner.recommend(Hardware(64, place(64), memory)) for memory in (80.0, 16.0))
+    assert roomy.traffic.gathered_backward == 0 < tight.traffic.gathered_backward
+    assert tight.fits and roomy.fits
+
+
+def auto_run(**options):
+    return build_run_config(RunOptions("demo", cfg_options={"model.backbone.checkpointing": "auto", **options}), 1)
+
+
+def test_auto_takes_the_fastest_policy_that_fits(monkeypatch):
+    run = auto_run()
+    assert needs_fitting(run, "cpu") and run.model.backbone.checkpointing == "auto"
+    costs = simulate_costs(run, ("none", "selective", "block"), fused_norms=False)
+    monkeypatch.setattr("ds_seg.planning.fitting.simulate_costs", lambda *_args, **_kwargs: costs)
+    chosen = []
+    for memory_gib in (64.0, *(0.12 - 0.001 * step for step in range(120))):
+        try:
+            fit = choose_fit(run, memory_gib=memory_gib, device_type="cpu")
+        except ConfigError:
+            break
+        chosen.append(apply_fit(run, fit).model.backbone.checkpointing)
+    assert list(dict.fromkeys(chosen)) == ["none", "selective", "block"]
+    assert len(chosen) > 10 and "planned for" in fit.note
+
+
+def test_auto_that_fits_nowhere_is_refused_with_the_remedy():
+    with pytest.raises(ConfigError, match=r"even 'block' needs .* GiB a process .*Lower data\.samples_per_gpu=4"):
+        choose_fit(auto_run(), memory_gib=0.01, device_type="cpu")
+
+
+def test_a_gpu_run_gets_sizes_for_its_memory():
+    run = build_run_config(RunOptions("camvid_dinov2s_full"), 2)
+    assert needs_fitting(run, "cuda") and not needs_fitting(run, "cpu")
+    zero = apply_fit(run, choose_fit(run, memory_gib=80, device_type="cuda")).deepspeed["zero_optimization"]
+    assert zero["stage3_max_live_parameters"] > 22_000_000 and "auto" not in zero.values()
+
+
+def test_the_help_lists_the_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "plan" in capsys.readouterr().out and (CONFIGS_ROOT / "deepspeed").is_dir()
