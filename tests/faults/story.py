@@ -97,7 +97,9 @@ class Story:
         right = ending.exit_code == exit_code if exit_code is not None else ending.exit_code != 0
         assert right, f"{fault}: exit code {ending.exit_code}\n{ending.output[-4000:]}"
         assert ending.gone_s < GONE_WITHIN_S, f"{fault}: the last process was gone after {ending.gone_s:.0f} s"
-        self._open.append({"fault": fault, **ending.figures(), "lost_at_most_steps": lost_at_most_steps})
+        row = {"fault": fault, **ending.figures(), "lost_at_most_steps": lost_at_most_steps}
+        # one that was killed before its first step has made none that could be lost
+        self._open.append({**row, "made_steps": self.last_step if _START.search(ending.output) else 0})
 
     def survived(self, fault: str, ending: Ending) -> None:
         """Take down a fault that the run has got over by itself: it ends as if nothing had been."""
@@ -122,16 +124,21 @@ class Story:
 
     def lost_steps(self, ending: Ending) -> int:
         """How many steps that had been made before, a life had to make again."""
+        return max(self._step_before - self._first_step(ending), 0)
+
+    def _first_step(self, ending: Ending) -> int:
         started = _START.search(ending.output)
         assert started, f"the run did not get to its first step:\n{ending.output[-4000:]}"
-        return max(self._step_before - int(started.group(1)), 0)
+        return int(started.group(1))
 
     def _compare(self, ending: Ending, until_step: int | None = None) -> None:
-        """Compare what a life has added with the reference, and note what the life before it had lost."""
+        """Compare what a life has added with the reference, and note what those before it have lost."""
         rows = [row for row in read_rows(self.work_dir) if until_step is None or row["step"] <= until_step]
         assert rows == self.reference.rows[: len(rows)], f"differs from the uninterrupted run\n{ending.output[-4000:]}"
         for checkpoint in list_checkpoints(self.work_dir)[-1:]:
             wanted = self.reference.hashes.get(checkpoint_step(checkpoint))
             assert wanted is None or hash_tensors(checkpoint) == wanted, f"{checkpoint} differs from the uninterrupted"
-        if self._open and "lost_steps" not in self._open[-1]:
-            self._open[-1]["lost_steps"] = self.lost_steps(ending)
+        if _START.search(ending.output):
+            for row in self._open:
+                if "made_steps" in row:
+                    row["lost_steps"] = max(row.pop("made_steps") - self._first_step(ending), 0)
