@@ -46,14 +46,11 @@ class Planner:
     def recommend(self, hardware: Hardware) -> Candidate | None:
         """The fastest way that fits, None if none does.
 
-        Of equally fast ones it is that with the fewest micro-batches, then that with the most memory to spare.
+        Of equally fast ones it is that with the optimizer on the GPUs, then that with the fewest micro-batches, then
+        that with the most memory to spare.
         """
         fitting = [candidate for candidate in self.list_candidates(hardware) if candidate.fits]
-        return min(
-            fitting,
-            key=lambda c: (round(c.time.total_s, 2), c.batch.accumulation_steps, -c.gpu_spare_gib, c.host_gib),
-            default=None,
-        )
+        return min(fitting, key=_rank, default=None)
 
     def find_closest(self, hardware: Hardware) -> Candidate:
         """Of the ways that don't fit, the one that lacks the least."""
@@ -112,6 +109,17 @@ class Planner:
             return [with_offload(self.run.deepspeed, None)]
         unpinned: Mapping[str, Any] = {**OFFLOAD, "pin_memory": False}
         return [with_offload(self.run.deepspeed, offload) for offload in (None, OFFLOAD, unpinned)]
+
+
+def _rank(candidate: Candidate) -> tuple[float, bool, int, float, float]:
+    """The smaller the better; times count to two digits, which is more than a prediction is good for."""
+    return (
+        float(f"{candidate.time.total_s:.2g}"),
+        candidate.states.offload,
+        candidate.batch.accumulation_steps,
+        -candidate.gpu_spare_gib,
+        candidate.host_gib,
+    )
 
 
 def wants_policy(run: RunConfig) -> bool:
