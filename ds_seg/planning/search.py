@@ -14,7 +14,7 @@ from ds_seg.models.checkpointing import AUTO, POLICIES, resolve_policy
 from ds_seg.planning.candidates import OFFLOAD, Batch, Candidate, build_candidate, with_offload
 from ds_seg.planning.hardware import Hardware, place
 from ds_seg.planning.model_size import ModelSize, measure_model
-from ds_seg.planning.step_costs import StepCosts, simulate_costs
+from ds_seg.planning.step_costs import Known, StepCosts, simulate_costs
 
 _WORLD_SIZES = tuple(2**power for power in range(11))
 
@@ -24,16 +24,18 @@ class Planner:
 
     Args:
         run: built for a world of one.
+        known: traces that planners of several runs share; None for none.
     """
 
-    def __init__(self, run: RunConfig) -> None:
-        self.run = run
+    def __init__(self, run: RunConfig, known: Known | None = None) -> None:
+        self.run, self.known = run, known
         self.size: ModelSize = measure_model(run.model)
 
     @cached_property
     def costs(self) -> StepCosts:
         """Of micro-batches with each policy that can be chosen."""
-        return simulate_costs(self.run, POLICIES if self.size.trainable else [self.configured_policy])
+        policies = POLICIES if self.size.trainable else (self.configured_policy,)
+        return simulate_costs(self.run, policies, known=self.known)
 
     @property
     def configured_policy(self) -> str:
