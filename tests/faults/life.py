@@ -99,10 +99,6 @@ class Life:
         """What all processes have printed so far."""
         return "".join(text for _, text in self.lines)
 
-    def output_since_fault(self) -> str:
-        """What has been printed after the fault."""
-        return "".join(text for when, text in self.lines if when > self.fault_s)
-
     def wait_for_row(self, work_dir: Path, step: int, timeout_s: float = 300) -> None:
         """Wait until the run has logged a step."""
         self.wait_until(

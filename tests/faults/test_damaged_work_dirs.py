@@ -101,7 +101,7 @@ def run(half_done, story):
 @pytest.mark.parametrize(("damage", "words"), cases(SHARDS))
 def test_a_damaged_shard_is_found_before_it_is_loaded(run, damage, words):
     damage(run.work_dir)
-    ending = run.start().finish(tells="damaged")
+    ending = run.start().finish(tells="passes over a damaged checkpoint")
     assert "passes over a damaged checkpoint" in ending.output and "step_000006" in ending.output
     assert run.lost_steps(ending) == 7 - SAVE_INTERVAL_STEPS
     run.survived(f"{words}, `--resume auto`", ending)
@@ -111,7 +111,7 @@ def test_a_damaged_shard_is_found_before_it_is_loaded(run, damage, words):
 def test_a_damaged_shard_of_the_checkpoint_that_was_asked_for_is_an_error(run):
     flip_a_bit(run.work_dir)
     life = run.start("--resume", "step_000006", launcher="deepspeed")
-    ending = life.finish(tells="damaged")
+    ending = life.finish(tells="CheckpointError")
     flip_a_bit(run.work_dir)
     run.interrupted("one bit flipped in a shard, `--resume step_000006`; then flipped back", ending, exit_code=2)
     run.complete()
