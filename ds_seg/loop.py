@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,7 @@ import torch
 from ds_seg import distributed
 from ds_seg.checkpoint import CheckpointSaver, TrainingState, checkpoint_name, list_checkpoints
 from ds_seg.config import RunConfig
+from ds_seg.data.bad_samples import note_bad_samples
 from ds_seg.data.loader import MicroBatch
 from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
@@ -21,7 +23,6 @@ from ds_seg.errors import TrainingDiverged
 from ds_seg.evaluation.evaluate import EvaluationResult
 from ds_seg.supervision import stop
 from ds_seg.supervision.progress import SLOW, enter_phase
-from ds_seg.supervision.signals import saving
 from ds_seg.tracking.tracker import Tracker
 
 Evaluate = Callable[[int], EvaluationResult]
@@ -62,20 +63,23 @@ class TrainingLoop:
         self.ema = ema
         self.record = LoopRecord()
         self._train_step = TwoEngineStep(engines, run)
-        self._skipped_in_a_row = 0
         self._saver = CheckpointSaver(engines, run, ema, tracker.info)
         self._saved: Path | None = None
 
     def __call__(self, loader: Iterable[MicroBatch]) -> LoopRecord:
         """Train to the end, or until the run is to stop, which saves a checkpoint.
 
+        Args:
+            loader: micro-batches from `state.step` on.
+
         Raises:
             CheckpointError: a checkpoint could not be written.
-            TrainingDiverged: too many steps in a row were not finite.
+            TrainingDiverged: too many steps in a row were not finite; `state` tells which.
+            DataError: more samples could not be read than the run may replace.
         """
         self._train_step.scheduled_steps = self.state.scheduled_steps
-        batches = stop.Leavable(loader)
-        with saving():
+        self._saved = None
+        with contextlib.closing(stop.Leavable(loader)) as batches:
             try:
                 if self.state.evaluation_due:
                     self._evaluate_and_save()
@@ -89,6 +93,7 @@ class TrainingLoop:
     def _one_step(self, batches: Iterator[MicroBatch]) -> None:
         started = time.perf_counter()
         micro_batches, waited_s = self._fetch(batches)
+        self._note_bad_samples(micro_batches)
         result = self._train_step(self.state.step, micro_batches)
         if self.ema is not None and not result.skipped:
             self.ema.update(self.state.scheduled_steps)
@@ -98,6 +103,12 @@ class TrainingLoop:
         self._count(result)
         self.tracker.log_step(self._row(result, step_time_s, waited_s))
         self._evaluate_and_save()
+
+    def _note_bad_samples(self, micro_batches: list[MicroBatch]) -> None:
+        most = self.run.max_bad_samples
+        if most:
+            met = [bad for batch in micro_batches for bad in batch.replaced]
+            self.state.bad_samples = note_bad_samples(self.state.bad_samples, met, most, self.tracker.warn)
 
     def _fetch(self, batches: Iterator[MicroBatch]) -> tuple[list[MicroBatch], float]:
         """The micro-batches of a step and the seconds they took, if all ranks have theirs and none is to stop.
@@ -120,25 +131,27 @@ class TrainingLoop:
         return micro_batches, waited_s
 
     def _count(self, result: StepResult) -> None:
-        self.state.step += 1
-        self.state.scheduled_steps = self._train_step.scheduled_steps
+        state = self.state
+        state.step += 1
+        state.scheduled_steps = self._train_step.scheduled_steps
         if not result.skipped:
-            self._skipped_in_a_row = 0
+            state.skipped_in_a_row = 0
             return
-        self.state.skipped_steps += 1
-        self._skipped_in_a_row += 1
+        state.skipped_steps += 1
+        state.skipped_in_a_row += 1
         self.tracker.warn(
-            f"step {self.state.step} skipped in both engines: loss {result.losses['loss']:g}, "
-            f"gradient norm {result.grad_norm:g} ({self.state.skipped_steps} skipped so far)"
+            f"step {state.step} skipped in both engines: loss {result.losses['loss']:g}, "
+            f"gradient norm {result.grad_norm:g} ({state.skipped_steps} skipped so far)"
         )
-        if self._skipped_in_a_row >= self.run.max_skipped_steps:
+        if state.skipped_in_a_row >= self.run.max_skipped_steps:
             self._saver.wait()
             complete = list_checkpoints(self.run.work_dir)
             last = f"The last good checkpoint is {complete[-1]}" if complete else "No checkpoint was saved yet"
             raise TrainingDiverged(
-                f"Loss or gradient was not finite in {self._skipped_in_a_row} steps in a row, the last at step "
-                f"{self.state.step}. {last}. Lower optimizer.lr, set optimizer_config.grad_clip.max_norm, or look "
-                "for damaged images (ds_seg checks annotations at start unless check_data=False)."
+                f"Loss or gradient was not finite in {state.skipped_in_a_row} steps in a row, the last at step "
+                f"{state.step}. {last}. Lower optimizer.lr, set optimizer_config.grad_clip.max_norm, look for damaged "
+                "images (ds_seg checks annotations at start unless check_data=False), or let --on-divergence rollback "
+                "leave such data out."
             )
 
     def _row(self, result: StepResult, step_time_s: float, waited_s: float) -> dict[str, float | int]:

@@ -18,7 +18,7 @@ from ds_seg.data.lint import find_class_count_fault, validate_annotations
 from ds_seg.data.loader import TestSample, build_test_items, load_ground_truth
 from ds_seg.engine.engines import Engines, build_modules
 from ds_seg.engine.precision import validate_precision
-from ds_seg.errors import ConfigError
+from ds_seg.errors import ConfigError, DataError
 from ds_seg.evaluation.evaluate import EvaluationResult, InferenceOptions, evaluate_dataset
 from ds_seg.evaluation.lockstep import Prediction, predict_images
 from ds_seg.models.heads import SegmentationHeads
@@ -42,23 +42,40 @@ def open_dataset(run: RunConfig, role: str) -> Any:
     head_field, head = predicting_head(run.model)
     num_classes = int(head["num_classes"])
 
-    def open_and_check() -> Any:
-        dataset = build_dataset(run.data[role], role=role)
+    most_bad = run.max_bad_samples if role == "train" else 0
+
+    def open_and_check() -> tuple[Any, list[str]]:
+        dataset = build_dataset(run.data[role], role=role, tolerate_missing=most_bad > 0)
         fault = find_class_count_fault(head_field, num_classes, f"data.{role}", dataset)
         if fault:
             raise ConfigError(fault)
-        if run.check_data:
-            validate_annotations(
-                dataset,
-                num_classes=num_classes,
-                rank=distributed.rank(),
-                world_size=distributed.world_size(),
-                threads=_LINT_THREADS,
-                progress=distributed.is_main(),
-            )
-        return dataset
+        if not run.check_data:
+            return dataset, []
+        return dataset, validate_annotations(
+            dataset,
+            num_classes=num_classes,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            threads=_LINT_THREADS,
+            progress=distributed.is_main(),
+            most_bad=most_bad,
+        )
 
-    return distributed.agree(open_and_check)
+    dataset, bad = distributed.agree(open_and_check)
+    if most_bad:
+        _tell_of_bad_files([message for rank in distributed.gather_objects(bad) for message in rank], most_bad)
+    return dataset
+
+
+def _tell_of_bad_files(bad: list[str], most: int) -> None:
+    listed = "\n".join(f"  {message}" for message in bad)
+    if len(bad) > most:
+        raise DataError(
+            f"{len(bad)} files of data.train can't be read, and data.max_bad_samples allows {most}:\n{listed}\n"
+            "Repair or replace them, or allow more."
+        )
+    if bad and distributed.is_main():
+        print(f"warning: {len(bad)} files of data.train can't be read; other samples replace theirs:\n{listed}")
 
 
 def build_engines(run: RunConfig, *, training: bool, weights: str | None, log: Log) -> Engines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import statistics
 from collections.abc import Mapping
@@ -66,6 +67,9 @@ def measure_summary(
         "step_time_s": {"median": median, "p95": compute_p95(times) if times else None},
         "peak_memory_gib_per_rank": peaks,
         "skipped_steps": state.skipped_steps,
+        "rollbacks": [dataclasses.asdict(rollback) for rollback in state.rollbacks],
+        "left_out_batches": state.left_out,
+        "bad_samples": [dataclasses.asdict(bad) for bad in state.bad_samples],
         "resumed_from": str(resumed_from) if resumed_from else None,
     }
 

@@ -9,25 +9,16 @@ Every row is a test that passed in that run; nothing else gets into the page. RO
 from __future__ import annotations
 
 import datetime
-import json
-import platform
-import subprocess
-import sys
-import tempfile
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import matplotlib
+from measured_page import ROOT, Row, describe_place, read_or_measure
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "fidelity.md"
 PICTURE = ROOT / "docs" / "images" / "fidelity_bf16.png"
 PACKAGES = ("torch", "deepspeed", "mmcv-full", "mmsegmentation", "transformers")
-Row = dict[str, Any]
 
 INTRODUCTION = """# Fidelity
 
@@ -52,25 +43,14 @@ rate for each parameter. The engines train the same global batches on 1, 2 and 4
 
 def main() -> None:
     """Write the page and its picture."""
-    rows = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")) if len(sys.argv) > 1 else measure()
+    rows = read_or_measure("fidelity", "tests/parity")
     (curves,) = (row["curves"] for row in rows if row["kind"] == "curves")
     draw_curves(curves)
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    where = f"{packages}, Python {platform.python_version()}, CPU"
-    parts = [INTRODUCTION.format(when=datetime.date.today().isoformat(), where=where)]
+    parts = [INTRODUCTION.format(when=datetime.date.today().isoformat(), where=describe_place(PACKAGES))]
     parts += format_claims([row for row in rows if row["kind"] == "claim"])
     parts.append(format_mutations([row for row in rows if row["kind"] == "mutation"]))
     PAGE.write_text("\n".join(parts), encoding="utf-8")
     print(f"wrote {PAGE} from {len(rows)} rows")
-
-
-def measure() -> list[Row]:
-    """The rows of a run of all parity tests, made now; ends the script if one fails."""
-    with tempfile.TemporaryDirectory() as cache:
-        command = [sys.executable, "-m", "pytest", "tests/parity", "-o", f"cache_dir={cache}"]
-        if subprocess.run(command, cwd=ROOT).returncode:
-            sys.exit("The page was not written: tests failed.")
-        return json.loads((Path(cache) / "v" / "ds_seg" / "fidelity").read_text(encoding="utf-8"))
 
 
 def format_claims(rows: list[Row]) -> list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["fidelity"]
+pytest_plugins = ["measured_rows", "fidelity"]
 LONGEST_FIRST = (
-    "test_sharded_training test_elastic_resume test_camvid test_demo test_bad_input test_resume test_elastic_samples "
-    "test_recipes test_engine_distributed test_heads_and_losses test_ema_distributed test_benchmark"
+    "test_soak test_killed_in_a_save test_stopped test_killed_in_a_step test_sharded_training test_elastic_resume "
+    "test_camvid test_demo test_bad_input test_resume test_elastic_samples test_recipes test_engine_distributed "
+    "test_heads_and_losses test_ema_distributed test_benchmark"
 ).split()
 
 

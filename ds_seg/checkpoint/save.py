@@ -130,6 +130,7 @@ class CheckpointSaver:
             work_dir=run.work_dir,
             step=state.step,
             best=state.best_checkpoint,
+            good_step=state.step - state.skipped_in_a_row,
             keep=run.keep_checkpoints,
             keep_every_steps=run.keep_interval_steps,
             world_size=run.world_size,

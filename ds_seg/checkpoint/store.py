@@ -156,14 +156,43 @@ def publish(temporary: Path, final: Path, best: str | None) -> None:
         write_text_atomic(final.with_name(BEST), f"{best}\n")
 
 
-def drop_old_checkpoints(work_dir: Path, keep: int, every_steps: int | None, needed: Collection[str | None]) -> None:
-    """Remove all checkpoints but the newest `keep`, those at multiples of `every_steps`, and those in `needed`."""
-    for path in list_checkpoints(work_dir)[:-keep]:
-        if path.name in needed or (every_steps and checkpoint_step(path) % every_steps == 0):
+def drop_old_checkpoints(
+    work_dir: Path, keep: int, every_steps: int | None, needed: Collection[str | None], good_step: int
+) -> None:
+    """Remove old checkpoints.
+
+    Args:
+        work_dir: of the run.
+        keep: how many of the newest stay.
+        every_steps: those at multiples of it stay too.
+        needed: names of others that stay.
+        good_step: the newest one up to this step stays, to go back to.
+    """
+    folders = list_checkpoints(work_dir)
+    good = [path.name for path in folders if checkpoint_step(path) <= good_step][-1:]
+    for path in folders[:-keep]:
+        if path.name in (*needed, *good) or (every_steps and checkpoint_step(path) % every_steps == 0):
             continue
-        dropped = path.with_name(f".{path.name}.dropped")
-        path.rename(dropped)
-        shutil.rmtree(dropped)
+        _drop(path)
+
+
+def drop_checkpoints_after(work_dir: Path, step: int, best: str | None) -> None:
+    """Remove the checkpoints after that of `step`, from now on the latest; `best` names the best that stays."""
+    folder = checkpoints_folder(work_dir)
+    write_text_atomic(folder / LATEST, f"{checkpoint_name(step)}\n")
+    if best is None:
+        (folder / BEST).unlink(missing_ok=True)
+    else:
+        write_text_atomic(folder / BEST, f"{best}\n")
+    for path in list_folders(work_dir):
+        if checkpoint_step(path) > step:
+            _drop(path)
+
+
+def _drop(path: Path) -> None:
+    dropped = path.with_name(f".{path.name}.dropped")
+    path.rename(dropped)
+    shutil.rmtree(dropped)
 
 
 def drop_leftovers(work_dir: Path) -> None:

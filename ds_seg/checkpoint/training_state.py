@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ds_seg.config import RunConfig
+from ds_seg.data.bad_samples import BadSample
+from ds_seg.data.left_out import BatchRange, leave_out
 from ds_seg.errors import CheckpointError
 
 if TYPE_CHECKING:
     from ds_seg.engine.engines import Engines
 
 STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """A return to a checkpoint, after which the batches of some steps are left out of the stream."""
+
+    to_step: int
+    """Of the checkpoint."""
+    first_bad_step: int
+    """First step, from 0, whose loss or gradient was not finite; the batches are those it had at that time."""
+    last_bad_step: int
 
 
 @dataclass
@@ -28,10 +41,44 @@ class TrainingState:
     scheduled_steps: int = 0
     """Steps that were not skipped: the position of the schedule."""
     skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    """Of them, those since the last one that was not skipped."""
     best_mIoU: float | None = None
     best_checkpoint: str | None = None
     evaluation_due: bool = False
     """Whether the evaluation after this step is still to be made."""
+    train_images: int | None = None
+    """Samples of the training set, whose order follows from their number."""
+    bad_samples: list[BadSample] = field(default_factory=list)
+    """Replaced because their files could not be read."""
+    rollbacks: list[Rollback] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Take lists of dicts too, as a state file has them."""
+        self.bad_samples = [bad if isinstance(bad, BadSample) else BadSample(**bad) for bad in self.bad_samples]
+        self.rollbacks = [one if isinstance(one, Rollback) else Rollback(**one) for one in self.rollbacks]
+
+    def note_train_images(self, count: int) -> None:
+        """Remember the number of training images, which the order of the stream follows from.
+
+        Raises:
+            CheckpointError: it is another one than in the run that is resumed.
+        """
+        if self.train_images not in (None, count):
+            raise CheckpointError(
+                f"The run to resume drew its data from {self.train_images} training images, and here are {count}: each "
+                "sample from now on would be another one. Bring the images back (a file that can't be read may stay, "
+                "with data.max_bad_samples), or start a new run from its weights with --load-from."
+            )
+        self.train_images = count
+
+    @property
+    def left_out(self) -> list[BatchRange]:
+        """Global batches that no step trains on."""
+        ranges: list[BatchRange] = []
+        for rollback in self.rollbacks:
+            ranges = leave_out(ranges, rollback.first_bad_step, rollback.last_bad_step)
+        return ranges
 
 
 def describe_model(backbone: nn.Module, heads: nn.Module) -> dict[str, dict[str, list[int]]]:

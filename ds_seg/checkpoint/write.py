@@ -40,6 +40,7 @@ class Save:
         work_dir: Of the run.
         step: Optimizer steps done.
         best: Name of the checkpoint with the best score, None where there is none.
+        good_step: The last one whose loss and gradient were finite; a checkpoint from before the next one stays.
         keep: How many of the newest stay.
         keep_every_steps: Those at multiples of it stay too; None for none.
         world_size: Processes that write it.
@@ -50,6 +51,7 @@ class Save:
     work_dir: Path
     step: int
     best: str | None
+    good_step: int
     keep: int
     keep_every_steps: int | None
     world_size: int
@@ -157,7 +159,7 @@ def commit(save: Save, entries: Mapping[str, FileEntry]) -> Path:
                 )
                 publish(save.temporary, save.final, save.best)
                 needed = (save.final.name, save.best)
-                drop_old_checkpoints(save.work_dir, save.keep, save.keep_every_steps, needed)
+                drop_old_checkpoints(save.work_dir, save.keep, save.keep_every_steps, needed, save.good_step)
 
     distributed.agree(name_it)
     return save.final

@@ -42,6 +42,7 @@ def run_options(args: argparse.Namespace) -> RunOptions:
         resume=getattr(args, "resume", None),
         load_from=getattr(args, "load_from", None),
         seed=getattr(args, "seed", None),
+        on_divergence=getattr(args, "on_divergence", None),
         checkpoint=getattr(args, "checkpoint", "sync"),
         max_time=getattr(args, "max_time", None),
         watchdog_timeout_s=getattr(args, "watchdog_timeout", None),

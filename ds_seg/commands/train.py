@@ -49,6 +49,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seed", type=int, metavar="N", help="fixes data order, augmentation and noise (default: 0)")
     parser.add_argument(
+        "--on-divergence",
+        choices=["stop", "rollback"],
+        help="after max_skipped_steps steps in a row that are not finite: stop (default), or go back to the last good "
+        "checkpoint and leave their data out, max_rollbacks times (3) at most",
+    )
+    parser.add_argument(
         "--deterministic",
         action="store_true",
         help="slower: the same bits every time on GPUs too (docs/determinism.md)",
@@ -107,6 +113,7 @@ def train(run: RunConfig) -> None:
     from ds_seg.engine.ema import WeightAverages
     from ds_seg.loop import TrainingLoop
     from ds_seg.predictions import PredictingEvaluator
+    from ds_seg.rollback import train_with_rollbacks
     from ds_seg.session import Evaluator, build_engines, open_dataset
     from ds_seg.supervision import stop
     from ds_seg.supervision.progress import SLOW, enter_phase
@@ -127,14 +134,15 @@ def train(run: RunConfig) -> None:
         state = resume_training(resume_from, engines, run, ema, verified=True) if resume_from else TrainingState()
         if resume_from and distributed.is_main():
             set_newer_checkpoints_aside(run.work_dir, resume_from)
+        state.note_train_images(len(train_set))
         _describe_start(run, engines, state, weights, tracker)
         evaluate = PredictingEvaluator(Evaluator(run, val_set), engines, tracker, ema)
-        loader = _build_loader(run, train_set, state, engines)
-        record = TrainingLoop(run, engines, state, tracker, evaluate, ema)(loader)
+        loop = TrainingLoop(run, engines, state, tracker, evaluate, ema)
+        record = train_with_rollbacks(loop, lambda state: _build_loader(run, train_set, state, engines))
         enter_phase("writing the summary and the report", patience=SLOW)
-        _write_end(run, engines, state, record, resume_from, ema, tracker)
-    if record.stopped:
-        raise StoppedBySignal(f"{record.stopped} It took {stop.age_s():.1f} s from the signal to the end.")
+        _write_end(run, engines, loop.state, record, resume_from, ema, tracker)
+        if record.stopped:
+            raise StoppedBySignal(f"{record.stopped} It took {stop.age_s():.1f} s from the signal to the end.")
 
 
 @contextlib.contextmanager
@@ -208,6 +216,8 @@ def _build_loader(run: RunConfig, train_set: Any, state: TrainingState, engines:
         stop_step=run.schedule.max_steps,
         num_workers=run.workers,
         pin_memory=engines.device.type == "cuda",
+        max_bad_samples=run.max_bad_samples,
+        left_out=state.left_out,
     )
 
 

@@ -41,6 +41,7 @@ class RunOptions:
     resume: str | None = None
     load_from: str | None = None
     seed: int | None = None
+    on_divergence: str | None = None
     checkpoint: str = "sync"
     global_batch: int | None = None
     """Crops a step, whatever the config says: those of the checkpoint to resume from."""
@@ -68,6 +69,10 @@ class RunConfig:
     schedule: ScheduleSettings
     clip_norm: float | None
     max_skipped_steps: int
+    max_rollbacks: int
+    """How often a run that diverges may go back and leave out data; 0 stops it at once."""
+    max_bad_samples: int
+    """Training samples that may be replaced because their files can't be read."""
     log_interval_steps: int
     eval_interval_steps: int
     window_batch: int
@@ -177,6 +182,8 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         schedule=read_schedule(config.get("lr_config"), config.runner, faults),
         clip_norm=clip_norm,
         max_skipped_steps=faults.integer("max_skipped_steps", config, 5, minimum=1),
+        max_rollbacks=_read_max_rollbacks(options, config, faults),
+        max_bad_samples=faults.integer("data.max_bad_samples", config.data, 0, minimum=0),
         log_interval_steps=log_interval_steps,
         checkpoint_in_background=options.checkpoint == "async",
         ema=ema,
@@ -202,6 +209,14 @@ def _read_seed(options: RunOptions, config: Config, faults: Faults) -> int:
     if options.seed is None:
         return faults.integer("seed", config, 0, minimum=0)
     return faults.integer("--seed", {"--seed": options.seed}, 0, minimum=0)
+
+
+def _read_max_rollbacks(options: RunOptions, config: Config, faults: Faults) -> int:
+    wanted = options.on_divergence or config.get("on_divergence", "stop")
+    if wanted not in ("stop", "rollback"):
+        faults.add("on_divergence", f"got {wanted!r}, want 'stop' or 'rollback'.")
+    most = faults.integer("max_rollbacks", config, 3, minimum=1)
+    return most if wanted == "rollback" else 0
 
 
 def _list_weights(config: Mapping[str, Any]) -> list[str | None]:
@@ -312,8 +327,8 @@ def _check_heads(model: Mapping[str, Any], cascade: bool, faults: Faults) -> Non
 
 def _check_data(config: Config, faults: Faults) -> None:
     data = config.data
-    known = ("samples_per_gpu", "workers_per_gpu", "train", "val", "test", *list_ignored_names("data"))
-    faults.section("data", data, known)
+    known = ("samples_per_gpu", "workers_per_gpu", "max_bad_samples", "train", "val", "test")
+    faults.section("data", data, (*known, *list_ignored_names("data")))
     for role in ("train", "val"):
         if not isinstance(data.get(role), Mapping):
             faults.add(f"data.{role}", "missing; give the MMSeg dataset that this role reads.")

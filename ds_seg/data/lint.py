@@ -22,6 +22,8 @@ from mmseg.datasets.pipelines import LoadAnnotations  # isort: skip
 
 _NAMED_AT_MOST = 5
 _BROKEN_FILES = "Replace the files that can't be used, or leave their images out with a split file."
+_REPLACEABLE = {"unreadable", "damaged"}
+"""Kinds of faults that keep a sample from loading; the others would load, and train on something wrong."""
 _CURES = {
     "unpaired": "Add the files that are missing, or remove their counterparts (or leave them out with a split file).",
     "unreadable": _BROKEN_FILES,
@@ -34,8 +36,8 @@ _CURES = {
 
 
 def validate_annotations(
-    dataset: Any, *, num_classes: int, rank: int, world_size: int, threads: int, progress: bool
-) -> None:
+    dataset: Any, *, num_classes: int, rank: int, world_size: int, threads: int, progress: bool, most_bad: int = 0
+) -> list[str]:
     """Read every image and annotation of this rank's share, every `world_size`-th, and name the bad ones.
 
     Damage inside a JPEG or PNG that leaves its end in place is not found; `ds-seg doctor` looks for it.
@@ -47,6 +49,10 @@ def validate_annotations(
         world_size: Processes that share the check.
         threads: Files read at a time.
         progress: Whether to show a bar.
+        most_bad: Images that may be unreadable, or have an unreadable annotation; other faults are never tolerated.
+
+    Returns:
+        What is wrong with those.
 
     Raises:
         DataError: some files can't be used; says how many, names the first, and what to do.
@@ -56,12 +62,12 @@ def validate_annotations(
         results = pool.map(lambda pair: inspect_pair(pair, decode_image=False), pairs)
         reports = list(show_progress(results, total=len(pairs), label="checking files", shown=progress))
     bad = [report for report in reports if report.faults]
-    if not bad:
-        return
+    kinds = {fault.kind for report in bad for fault in report.faults}
+    if len(bad) <= most_bad and kinds <= _REPLACEABLE:
+        return [fault.message for report in bad for fault in report.faults]
     lines = [f"  {fault.message}" for report in bad[:_NAMED_AT_MOST] for fault in report.faults]
     if len(bad) > _NAMED_AT_MOST:
         lines.append(f"  and {len(bad) - _NAMED_AT_MOST} more")
-    kinds = {fault.kind for report in bad for fault in report.faults}
     share = "" if world_size == 1 else f" in the share of rank {rank} of {world_size}"
     raise DataError(
         f"{len(bad)} of {len(pairs)} images{share} can't be used with {num_classes} classes:\n"

@@ -2,7 +2,8 @@
 
 The training set is an endless stream: position p is sample permutation(seed, p // n)[p % n], augmented
 with random numbers seeded from (seed, p). Step k takes the positions of the k-th global batch, however
-ranks, micro-batches and workers share them.
+ranks, micro-batches and workers share them. Batches that a rollback has left out are passed over, and a
+sample that can't be read may be replaced: by one that follows from (seed, p) too.
 
 Shape legend: B samples of a micro-batch, H and W px of a crop; 1 and 3 are channels.
 """
@@ -11,12 +12,9 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import functools
 import multiprocessing
 import os
-import random
 import signal
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple, cast
@@ -27,9 +25,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 import ds_seg.openmmlab  # noqa: F401
+from ds_seg.data.bad_samples import BadSample
 from ds_seg.data.build import resolve_sample, sample_paths
-from ds_seg.data.lint import find_pair_faults
+from ds_seg.data.left_out import BatchRange, find_batch
 from ds_seg.data.pair_files import read_image_size
+from ds_seg.data.samples import load_or_error, sample_error
+from ds_seg.data.training_stream import SeededStream, StreamSample
 from ds_seg.errors import ConfigError, DataError
 from ds_seg.supervision.processes import end_with_parent
 
@@ -51,6 +52,8 @@ class MicroBatch(NamedTuple):
     """In the global stream."""
     metas: list[dict[str, Any]]
     """MMSeg's img_metas."""
+    replaced: Sequence[BadSample] = ()
+    """Samples that could not be read; others stand in their positions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +79,13 @@ def build_train_loader(
     stop_step: int,
     num_workers: int,
     pin_memory: bool = False,
+    max_bad_samples: int = 0,
+    left_out: Sequence[BatchRange] = (),
 ) -> Iterator[MicroBatch]:
     """Iterate over this rank's micro-batches of steps start_step..stop_step - 1.
 
-    Micro-batch a of step k starts at position ((k * accumulation_steps + a) * world_size + rank) * micro_batch.
+    Micro-batch a of step k starts at position ((g * accumulation_steps + a) * world_size + rank) * micro_batch, where
+    g is k unless batches are left out.
 
     Args:
         dataset: MMSeg training dataset.
@@ -92,6 +98,9 @@ def build_train_loader(
         stop_step: One past the last step.
         num_workers: Processes that load ahead; 0 loads in this one.
         pin_memory: Whether the tensors are to be in page-locked memory.
+        max_bad_samples: Above 0, a sample whose files can't be read is replaced by another one, drawn from the seed
+            and its position; the caller counts them. This many in one position are an error.
+        left_out: Global batches that no step trains on.
 
     Returns:
         An iterator of accumulation_steps micro-batches a step. The process's own random state is left alone.
@@ -103,11 +112,14 @@ def build_train_loader(
     if len(dataset) == 0:
         raise DataError("the training dataset has no image. Point data.train.img_dir at a folder with images.")
     starts = (
-        (micro_step * world_size + rank) * micro_batch
-        for micro_step in range(start_step * accumulation_steps, stop_step * accumulation_steps)
+        ((find_batch(step, left_out) * accumulation_steps + part) * world_size + rank) * micro_batch
+        for step in range(start_step, stop_step)
+        for part in range(accumulation_steps)
     )
     batches = (list(range(start, start + micro_batch)) for start in starts)
-    loader = _build_loader(_SeededStream(dataset, seed), batches, _collate_train, num_workers, pin_memory)
+    loader = _build_loader(
+        SeededStream(dataset, seed, max_bad_samples), batches, _collate_train, num_workers, pin_memory
+    )
     return _raise_failures(iter(loader))
 
 
@@ -151,7 +163,7 @@ def load_ground_truth(dataset: Any, index: int) -> np.ndarray:
         label_HW = leaf.get_gt_seg_map_by_idx(inner)
         size_HW = read_image_size(bytes(leaf.file_client.get(image_path)))
     except Exception as error:  # any decoder's failure means one thing here: this pair can't be read
-        raise _sample_error(dataset, index, error) from error
+        raise sample_error(dataset, index, error) from error
     if label_HW.shape != size_HW:
         raise DataError(
             f"annotation {annotation_path} has shape {label_HW.shape}, but its image {image_path} has height and "
@@ -163,37 +175,6 @@ def load_ground_truth(dataset: Any, index: int) -> np.ndarray:
     return label_HW
 
 
-class _SeededStream(Dataset):
-    """Sample at a stream position, or the error that kept it from loading."""
-
-    def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset = dataset
-        self.seed = seed
-        self._permutation = functools.lru_cache(maxsize=2)(self._draw_permutation)
-
-    def _draw_permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
-
-    def index_at(self, position: int) -> int:
-        """Index into the dataset of the sample at `position`."""
-        epoch, offset = divmod(position, len(self.dataset))
-        return int(self._permutation(epoch)[offset])
-
-    def __getitem__(self, position: int) -> tuple[int, Any]:
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        words = np.random.SeedSequence((self.seed, position)).generate_state(6)
-        random.seed(int(words[0]) << 32 | int(words[1]))
-        np.random.seed(words[2:4])
-        # torch.manual_seed would reach for the GPU, which a worker must not touch
-        torch.default_generator.manual_seed(int(words[4]) << 32 | int(words[5]))
-        try:
-            return position, _load_or_error(self.dataset, self.index_at(position))
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            torch.set_rng_state(states[2])
-
-
 class _TestViews(Dataset):
     """Test sample at an index, or the error that kept it from loading."""
 
@@ -201,7 +182,7 @@ class _TestViews(Dataset):
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> TestSample | DataError | ConfigError:
-        sample = _load_or_error(self.dataset, index)
+        sample = load_or_error(self.dataset, index)
         if isinstance(sample, DataError):
             return sample
         if not isinstance(sample, Mapping) or not {"img", "img_metas"} <= set(sample):
@@ -221,26 +202,6 @@ def make_test_sample(index: int, sample: Mapping[str, Any]) -> TestSample:
         images, metas = [images], [metas]
     views = [(_unwrap(image)[None].float(), _unwrap(meta)) for image, meta in zip(images, metas, strict=True)]
     return TestSample(index, views)
-
-
-def _load_or_error(dataset: Any, index: int) -> Any:
-    try:
-        return dataset[index]
-    except Exception as error:  # a pipeline may fail in any way; what a user needs is the file's name
-        return _sample_error(dataset, index, error)
-
-
-def _sample_error(dataset: Any, index: int, error: Exception) -> DataError:
-    leaf, inner = resolve_sample(dataset, index)
-    faults = find_pair_faults(leaf, inner, num_classes=256)
-    if faults:
-        return DataError("; ".join(faults) + ". Replace or remove the file.")
-    image_path, annotation_path = sample_paths(leaf, inner)
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return DataError(
-        f"image {image_path} (annotation {annotation_path}) can be read, but its pipeline failed: "
-        f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno}). Correct the pipeline in the config."
-    )
 
 
 def _build_loader(
@@ -288,12 +249,13 @@ def _raise_failures(items: Iterator[Any]) -> Iterator[Any]:
     """Items of a loader, raising here those that are errors: a worker's own raise would bury the message."""
     for item in items:
         if isinstance(item, Exception):
+            del items  # the error's traceback keeps this frame, and would keep the workers with it
             raise item
         yield item
 
 
-def _collate_train(samples: list[tuple[int, Any]]) -> MicroBatch | DataError | ConfigError:
-    positions, loaded = [position for position, _ in samples], [sample for _, sample in samples]
+def _collate_train(samples: list[StreamSample]) -> MicroBatch | DataError | ConfigError:
+    positions, loaded = [item.position for item in samples], [item.sample for item in samples]
     for sample in loaded:
         if isinstance(sample, DataError):
             return sample
@@ -306,7 +268,8 @@ def _collate_train(samples: list[tuple[int, Any]]) -> MicroBatch | DataError | C
     labels = [_unwrap(sample["gt_semantic_seg"]).long() for sample in loaded]
     metas = [_unwrap(sample["img_metas"]) for sample in loaded]
     fault = _size_fault(images, labels, metas)
-    return fault or MicroBatch(torch.stack(images), torch.stack(labels), positions, metas)
+    replaced = [bad for item in samples for bad in item.replaced]
+    return fault or MicroBatch(torch.stack(images), torch.stack(labels), positions, metas, replaced)
 
 
 def _size_fault(

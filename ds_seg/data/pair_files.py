@@ -29,6 +29,7 @@ from ds_seg.data.label_rules import OUTSIDE, LabelRule
 _EXIF_ORIENTATION = 0x0112
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_FILE_BEGINS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG"}
 _DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG")
 _messages: IO[bytes] | None = None
 """Where what libjpeg says goes, in a process that keeps track of it."""
@@ -109,6 +110,25 @@ def read_image_size(content: bytes) -> tuple[int, int]:
         width_px, height_px = image.size
         turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
     return (width_px, height_px) if turned else (height_px, width_px)
+
+
+def validate_whole(path: str) -> None:
+    """Refuse a JPEG or PNG file that was cut short, which OpenCV decodes in part; reads little but its end.
+
+    Raises:
+        OSError: the file can't be read, or is cut short.
+    """
+    with Path(path).open("rb") as file:
+        begin = file.read(max(map(len, _FILE_BEGINS.values())))
+        kind = next((kind for kind, magic in _FILE_BEGINS.items() if begin.startswith(magic)), None)
+        if kind is None:
+            return
+        end = _FILE_ENDS[kind]
+        file.seek(-min(len(end), file.seek(0, os.SEEK_END)), os.SEEK_END)
+        if file.read() == end:
+            return
+        file.seek(0)
+        _check_file(file.read())  # bytes after the image's end are no damage
 
 
 def start_worker() -> None:

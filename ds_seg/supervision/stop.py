@@ -122,7 +122,7 @@ class Leavable(Generic[T]):
     def __init__(self, items: Iterable[T]) -> None:
         self._items = iter(items)
         self._over: BaseException | None = None
-        self._wanted: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._taken: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
         threading.Thread(target=self._take, name="ds_seg data", daemon=True).start()
 
@@ -139,7 +139,7 @@ class Leavable(Generic[T]):
             raise self._over
         if requested():
             raise StopRequested
-        self._wanted.put(None)
+        self._wanted.put(True)
         while True:
             try:
                 item, error = self._taken.get(timeout=_POLL_S)
@@ -152,9 +152,12 @@ class Leavable(Generic[T]):
                 raise error
             return item  # type: ignore[return-value]
 
+    def close(self) -> None:
+        """Let the thread end, and with it what the items hold: the worker processes of a loader."""
+        self._wanted.put(False)
+
     def _take(self) -> None:
-        while True:
-            self._wanted.get()
+        while self._wanted.get():
             try:
                 self._taken.put((next(self._items), None))
             except BaseException as error:  # handed to the caller, StopIteration too

@@ -108,11 +108,12 @@ class WandbRun:
             self._jobs.put(None, timeout=timeout_s)
         self._thread.join(max(end - time.monotonic(), 0.0))
         if self._thread.is_alive():
+            self._warn_once(f"wandb did not end within {timeout_s:g} s")
             _end_service()
-        if self._thread.is_alive() or self._lost:
+        if self._warned:
+            lost = self._lost + self._jobs.qsize()
             self._warn(
-                f"wandb did not take everything ({self._lost + self._jobs.qsize()} records were lost, waited "
-                f"{timeout_s:g} s at the end); metrics.jsonl is complete. Upload what it has on the disk with  "
+                f"{f'{lost} records never reached wandb. ' if lost else ''}Upload what it has on the disk with  "
                 f"wandb sync {self._run.settings.sync_dir}"
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,11 @@ def tiny_config(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def cli(tmp_path, scenes) -> Cli:
+def cli(tmp_path, scenes) -> Iterator[Cli]:
     """The command line in an empty folder."""
-    return Cli(tmp_path, scenes)
+    cli = Cli(tmp_path, scenes)
+    yield cli
+    cli.kill_started()
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,11 @@
 """The same command gives the same bits on CPU, whatever loads the data; another seed gives others."""
 
-import hashlib
-
 import pytest
-import torch
 
+from checkpoint_hash import hash_tensors
 from command_line import Cli
-from ds_seg.tracking.metrics_log import read_metrics
+from run_rows import read_rows
 
-TIMES = ("images_per_s", "data_wait_s", "memory_gib")
 STEPS = 3
 SHORT = [f"runner.max_iters={STEPS}", f"evaluation.interval={STEPS}", f"checkpoint_config.interval={STEPS}"]
 RUNS = {
@@ -33,32 +30,9 @@ def train(cli, config, work_dir, arguments=(), options=(), processes=1):
     done = cli(*command, processes=processes, launcher="torchrun")
     assert done.returncode == 0, done.stderr
     assert ("deterministic algorithms only" in done.stdout + done.stderr) == ("--deterministic" in arguments)
-    rows = [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(work_dir / "metrics.jsonl")]
+    rows = read_rows(work_dir)
     assert len([row for row in rows if "loss" in row]) == STEPS
-    return rows, digest(work_dir / "checkpoints" / f"step_{STEPS:06d}")
-
-
-def digest(checkpoint):
-    """A hash over the FP32 weights, statistics and optimizer states of both parts."""
-    total, count = hashlib.sha256(), 0
-    for path in sorted(checkpoint.rglob("*.pt")):
-        for tensor in tensors_in(torch.load(path, weights_only=False)):
-            total.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-            count += tensor.numel()
-    assert count > 3 * 60_000  # masters and two moments of the backbone at least
-    return total.hexdigest()
-
-
-def tensors_in(value):
-    """All tensors in nested containers, in order."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for key in value:
-            yield from tensors_in(value[key])
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from tensors_in(part)
+    return rows, hash_tensors(work_dir / "checkpoints" / f"step_{STEPS:06d}")
 
 
 def test_two_processes_give_the_same_bits_twice(bits):

@@ -19,3 +19,17 @@ def test_five_bad_steps_in_a_row_end_the_run_with_the_step_and_the_last_good_che
         1,
         *range(2, 7),
     ]
+
+
+def test_a_run_that_may_go_back_does_so_and_stops_once_that_does_not_help(cli, tiny_config, tmp_path):
+    rollback = ["--on-divergence", "rollback", "--cfg-options", "max_rollbacks=1", "max_skipped_steps=2"]
+    done = cli("train", tiny_config, "--work-dir", tmp_path / "run", *rollback, INFINITE_IMAGES)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_000000"
+    assert f"saved {checkpoint}, for a rollback before the first regular checkpoint" in done.stdout
+    assert (
+        f"not finite from step 1 to 2: went back to {checkpoint} (rollback 1 of at most 1); from now on the run leaves "
+        "out global batches 0 to 1 (samples 0 to 15)"
+    ) in done.stdout
+    assert "went back 1 times already (max_rollbacks=1)" in done.stderr
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1]

@@ -6,19 +6,17 @@ import pytest
 
 from command_line import TINY
 from ds_seg.config import CONFIGS_ROOT
-from ds_seg.tracking.metrics_log import read_metrics
+from run_rows import read_rows
 
 HOOK = """
 custom_hooks = [dict(type="EMAHook", momentum=0.2, warm_up=10)]
 evaluation = dict(interval=6)
 """
-TIMES = ("images_per_s", "data_wait_s", "memory_gib")
 
 
 def rows(work_dir, kind):
-    """Rows of metrics.jsonl without what depends on the clock: of steps (`loss`) or of evaluations (`eval/mIoU`)."""
-    kept = [row for row in read_metrics(work_dir / "metrics.jsonl") if kind in row]
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in kept]
+    """Rows of steps (`loss`) or of evaluations (`eval/mIoU`)."""
+    return [row for row in read_rows(work_dir) if kind in row]
 
 
 @pytest.fixture

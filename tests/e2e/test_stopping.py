@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from run_rows import rows, wait_for_step
+from run_rows import read_rows, wait_for_step
 
 HANGING = """
 from ds_configs.pipelines import keep_ratio, test_pipeline, train_pipeline
@@ -35,7 +35,7 @@ def hanging(cli, tiny_config, tmp_path):
     return path
 
 
-def wait_for_file(path, process, log, timeout_s=120):
+def wait_for_file(path, process, log, timeout_s=240):
     end = time.monotonic() + timeout_s
     while not path.exists():
         assert process.poll() is None, log.read_text()
@@ -88,7 +88,7 @@ def test_stops_in_a_data_stall_and_in_an_evaluation_change_nothing(cli, hanging,
 
     done = cli(*resume, processes=2, launcher="torchrun")
     assert done.returncode == 0, done.stderr
-    assert rows(stopped) == rows(straight)
+    assert read_rows(stopped) == read_rows(straight)
 
 
 def test_a_hung_data_worker_ends_the_run_with_its_stacks_and_leaves_no_process(cli, hanging, tmp_path):
@@ -106,7 +106,7 @@ def test_a_hung_data_worker_ends_the_run_with_its_stacks_and_leaves_no_process(c
 
 
 def test_max_time_ends_a_run_before_it_is_over(cli, tiny_config, tmp_path):
-    limit_s = 30
+    limit_s = 40
     started = time.monotonic()
     options = ["--cfg-options", "runner.max_iters=100000", "checkpoint_config.interval=100000"]
     done = cli("train", tiny_config, "--work-dir", tmp_path / "run", "--max-time", f"00:00:{limit_s}", *options)
@@ -114,4 +114,4 @@ def test_max_time_ends_a_run_before_it_is_over(cli, tiny_config, tmp_path):
     assert time.monotonic() - started < limit_s
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "stopped" and summary["steps"] > 0
-    assert re.search(r"Stopped by --max-time \(30 s, of which the end gets \d+ s: a step takes up to", done.stderr)
+    assert re.search(r"Stopped by --max-time \(40 s, of which the end gets \d+ s: a step takes up to", done.stderr)

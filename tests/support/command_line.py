@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
 
 from ds_seg.distributed import free_port
 
@@ -46,6 +49,7 @@ class Cli:
 
     def __init__(self, folder: Path, data_root: Path) -> None:
         self.folder = folder
+        self.started: list[subprocess.Popen] = []
         self.env = environment(DS_SEG_DEMO_ROOT=str(data_root), WANDB_MODE="disabled")
 
     def __call__(
@@ -64,7 +68,7 @@ class Cli:
     def start(self, *arguments: object, processes: int = 1, launcher: str = "deepspeed") -> subprocess.Popen:
         """Start and return at once; output goes to a file beside."""
         with (self.folder / "started.log").open("w") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 command(processes, *map(str, arguments), launcher=launcher),
                 cwd=self.folder,
                 env=self.env,
@@ -72,3 +76,13 @@ class Cli:
                 stderr=log,
                 start_new_session=True,
             )
+        self.started.append(process)
+        return process
+
+    def kill_started(self) -> None:
+        """Kill what a failed test has left running."""
+        for process in self.started:
+            if process.poll() is None:
+                for left in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        left.kill()

@@ -1,7 +1,4 @@
-"""A pytest plugin that keeps what the parity tests measured, for scripts/write_fidelity.py to write down.
-
-Rows live in pytest's cache. A row is kept only when its test has passed.
-"""
+"""Fixtures with which the parity tests keep the rows of docs/fidelity.md."""
 
 from __future__ import annotations
 
@@ -10,31 +7,9 @@ from typing import Any
 
 import pytest
 
-CACHE_KEY = "ds_seg/fidelity"
-_PROPERTY = "fidelity"
+from measured_rows import keep_row
 
-
-class FidelityRows:
-    """Collects the rows of passed tests, also from other processes, and keeps them at the end."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the rows of a test that passed."""
-        if report.when == "call" and report.passed:
-            self.rows += [{**row, "test": report.nodeid} for key, row in report.user_properties if key == _PROPERTY]
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Keep them where a script finds them."""
-        if self.rows and not hasattr(session.config, "workerinput"):
-            assert session.config.cache is not None
-            session.config.cache.set(CACHE_KEY, self.rows)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Collect in the process that reports."""
-    config.pluginmanager.register(FidelityRows())
+PAGE = "fidelity"
 
 
 @pytest.fixture
@@ -64,9 +39,9 @@ def caught(request: pytest.FixtureRequest) -> Callable[..., None]:
 @pytest.fixture
 def curves(request: pytest.FixtureRequest) -> Callable[[dict[str, list[float]]], None]:
     """Keep loss curves for the picture of docs/fidelity.md."""
-    return lambda by_name: request.node.user_properties.append((_PROPERTY, {"kind": "curves", "curves": by_name}))
+    return lambda by_name: keep_row(request, PAGE, {"kind": "curves", "curves": by_name})
 
 
 def _keep(request: pytest.FixtureRequest, row: dict[str, Any], measured: float, tolerance: float) -> None:
     row = {**row, "measured": float(measured), "tolerance": float(tolerance)}
-    request.node.user_properties.append((_PROPERTY, row))
+    keep_row(request, PAGE, row)

@@ -12,12 +12,12 @@ from ds_seg.tracking.metrics_log import read_metrics
 TIMES = ("images_per_s", "data_wait_s", "memory_gib")
 
 
-def rows(work_dir: Path) -> list[dict[str, Any]]:
+def read_rows(work_dir: Path) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl without what depends on the clock."""
     return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(work_dir / "metrics.jsonl")]
 
 
-def wait_for_step(process: subprocess.Popen, work_dir: Path, step: int, timeout_s: float = 120) -> None:
+def wait_for_step(process: subprocess.Popen, work_dir: Path, step: int, timeout_s: float = 240) -> None:
     """Wait until a running process has logged a step."""
     end = time.monotonic() + timeout_s
     while not any(row["step"] >= step for row in read_metrics(work_dir / "metrics.jsonl")):

@@ -14,7 +14,8 @@ STATE = "state.json"
 
 def describe_save(work_dir: Path, step: int, **changes) -> Save:
     """A save of one process that keeps two checkpoints and has no best one."""
-    values = {"best": None, "keep": 2, "keep_every_steps": None, "world_size": 1, "config_digest": "", "versions": {}}
+    values = {"best": None, "good_step": step, "keep": 2, "keep_every_steps": None, "world_size": 1}
+    values |= {"config_digest": "", "versions": {}}
     return Save(work_dir, step, **{**values, **changes})
 
 

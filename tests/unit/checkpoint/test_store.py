@@ -6,6 +6,7 @@ from ds_seg.checkpoint.store import (
     BEST,
     LATEST,
     checkpoints_folder,
+    drop_checkpoints_after,
     drop_leftovers,
     drop_old_checkpoints,
     find_checkpoint,
@@ -113,8 +114,8 @@ def test_a_checkpoint_argument_that_names_none_is_refused(tmp_path, given, text)
         resolve_checkpoint(str(tmp_path / given))
 
 
-def drop(work_dir, keep, every_steps=None, needed=()):
-    drop_old_checkpoints(work_dir, keep, every_steps, needed)
+def drop(work_dir, keep, every_steps=None, needed=(), good_step=10**6):
+    drop_old_checkpoints(work_dir, keep, every_steps, needed, good_step)
 
 
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
@@ -125,6 +126,25 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     drop(tmp_path, 1)
     assert names(tmp_path) == ["step_000040"]
     assert [path.name for path in checkpoints_folder(tmp_path).iterdir()] == ["step_000040"]
+
+
+def test_rotation_keeps_the_newest_from_before_steps_that_were_not_finite(tmp_path):
+    for step in (10, 20, 30, 40):
+        make(tmp_path, checkpoint_name(step))
+    drop(tmp_path, 1, good_step=25)
+    assert names(tmp_path) == ["step_000020", "step_000040"]
+
+
+def test_a_rollback_removes_the_checkpoints_of_later_steps(tmp_path):
+    for step in (10, 20, 30):
+        make(tmp_path, checkpoint_name(step))
+    drop_checkpoints_after(tmp_path, 20, best="step_000010")
+    assert names(tmp_path) == ["step_000010", "step_000020"]
+    assert find_checkpoint(tmp_path, LATEST).name == "step_000020"
+    assert find_checkpoint(tmp_path, BEST).name == "step_000010"
+    drop_checkpoints_after(tmp_path, 10, best=None)
+    assert find_checkpoint(tmp_path, LATEST).name == "step_000010"
+    assert not (checkpoints_folder(tmp_path) / BEST).exists()
 
 
 def test_rotation_keeps_every_so_many_steps(tmp_path):

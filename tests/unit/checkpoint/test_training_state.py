@@ -1,3 +1,4 @@
+import json
 from dataclasses import asdict
 
 import pytest
@@ -7,11 +8,13 @@ from torch import nn
 from ds_seg.checkpoint import TrainingState
 from ds_seg.checkpoint.training_state import (
     STATE_FILE,
+    Rollback,
     describe_model,
     read_state,
     validate_same_model,
     validate_same_rates,
 )
+from ds_seg.data.bad_samples import BadSample
 from ds_seg.errors import CheckpointError
 
 
@@ -95,3 +98,23 @@ def test_parameters_that_were_trained_in_another_way_are_named(tmp_path, saved, 
     validate_same_rates(tmp_path, make_groups(), make_groups())
     with pytest.raises(CheckpointError, match=text):
         validate_same_rates(tmp_path, saved, make_groups())
+
+
+def test_a_state_comes_back_from_its_file_with_what_was_left_out_and_replaced():
+    state = TrainingState(
+        step=9,
+        train_images=16,
+        bad_samples=[BadSample(3, "a.jpg", "truncated")],
+        rollbacks=[Rollback(3, 4, 5), Rollback(6, 4, 5)],
+    )
+    assert TrainingState(**json.loads(json.dumps(asdict(state)))) == state
+    assert state.left_out == [(4, 5), (6, 7)]
+    assert TrainingState(step=3, scheduled_steps=3, skipped_steps=0, best_mIoU=None).left_out == []  # an older file
+
+
+def test_another_number_of_training_images_is_refused():
+    state = TrainingState()
+    state.note_train_images(16)
+    state.note_train_images(16)
+    with pytest.raises(CheckpointError, match=r"from 16 training images, and here are 15: each .*with --load-from"):
+        state.note_train_images(15)

@@ -283,6 +283,17 @@ def test_an_unreadable_deepspeed_json(tmp_path, content, message):
         build(deepspeed_config=str(path))
 
 
+def test_divergence_and_bad_samples_are_stated_in_the_config_or_on_the_command_line(tmp_path):
+    run = build(write_config(tmp_path, "on_divergence = 'rollback'\nmax_rollbacks = 7\ndata = dict(max_bad_samples=2)"))
+    assert (run.max_rollbacks, run.max_bad_samples) == (7, 2)
+    assert (build().max_rollbacks, build().max_bad_samples) == (0, 0)
+    assert build(on_divergence="rollback").max_rollbacks == 3
+    with pytest.raises(ConfigError, match=r"on_divergence: got 'go', want 'stop' or 'rollback'"):
+        build(write_config(tmp_path, "on_divergence = 'go'"))
+    with pytest.raises(ConfigError, match=r"data\.max_bad_samples: got -1, want a whole number of at least 0"):
+        build(write_config(tmp_path, "data = dict(max_bad_samples=-1)"))
+
+
 def test_when_checkpoints_are_kept_and_how_they_are_written():
     run = build_with("checkpoint_config.interval=50", "checkpoint_config.keep_interval=200")
     assert (run.checkpoint_interval_steps, run.keep_interval_steps, run.checkpoint_in_background) == (50, 200, False)

@@ -221,3 +221,17 @@ def test_annotations_are_decoded_as_the_pipeline_does(make_cfg: MakeCfg) -> None
     assert describe_pairs(build_dataset(make_cfg(pipeline=pipeline), role="train"), 11)[0].decoder == "cv2"
     cfg = make_cfg("val", gt_seg_map_loader_cfg={"imdecode_backend": "tifffile"})
     assert describe_pairs(build_dataset(cfg, role="val"), 11)[0].decoder == "tifffile"
+
+
+def test_as_many_unreadable_files_as_stated_are_tolerated_and_no_other_fault(make_cfg: MakeCfg, folder: Path) -> None:
+    dataset = build_dataset(make_cfg(), role="train")
+    arguments = dict(num_classes=11, rank=0, world_size=1, threads=1, progress=False)
+    for index in range(2):
+        (folder / f"images/train/street_{index}.jpg").unlink()
+    bad = validate_annotations(dataset, **arguments, most_bad=2)
+    assert len(bad) == 2 and "street_0.jpg: can't be read" in bad[0]
+    with pytest.raises(DataError, match="2 of 7 images can't be used"):
+        validate_annotations(dataset, **arguments, most_bad=1)
+    write_label(folder, 5, np.full((44, 60), 30, np.uint8))
+    with pytest.raises(DataError, match="3 of 7 images can't be used"):
+        validate_annotations(dataset, **arguments, most_bad=9)

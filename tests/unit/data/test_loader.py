@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ds_seg.data.bad_samples import UnreadableSample
 from ds_seg.data.build import build_dataset
 from ds_seg.data.loader import MicroBatch, build_test_items, build_train_loader, load_ground_truth
 from ds_seg.errors import ConfigError, DataError
@@ -101,6 +102,83 @@ def test_resumed_stream_is_the_tail_of_the_whole_one(make_cfg: MakeCfg) -> None:
     assert [batch.positions for batch in resumed] == [batch.positions for batch in whole[6:]]
     assert_same_samples(resumed, whole[6:])
     assert read_batches(dataset, start_step=5) == []
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 4), (2, 2), (4, 1)])
+def test_left_out_batches_are_passed_over_for_any_world_size(
+    make_cfg: MakeCfg, world_size: int, micro_batch: int
+) -> None:
+    dataset = build_dataset(make_cfg(), role="train")
+    picked = [read_batches(dataset, start_step=batch, stop_step=batch + 1)[0] for batch in (0, 3, 4, 6)]
+    shares = [
+        read_batches(
+            dataset, rank=rank, world_size=world_size, micro_batch=micro_batch, stop_step=4, left_out=[(1, 2), (5, 5)]
+        )
+        for rank in range(world_size)
+    ]
+    order = [position for batches in zip(*shares, strict=True) for batch in batches for position in batch.positions]
+    assert order == [position for batch in picked for position in batch.positions]
+    assert_same_samples(picked, [batch for share in shares for batch in share])
+
+
+def break_pair(folder: Path, how: str) -> str:
+    """Damage a pair of files; the name of its image."""
+    image, label = folder / "images/train/street_2.jpg", folder / "annotations/train/street_2.png"
+    if how == "vanished":
+        image.unlink()
+    elif how == "unlabelled":
+        label.unlink()
+    else:
+        path = image if how == "truncated" else label
+        path.write_bytes(path.read_bytes()[:-40])
+    return image.name
+
+
+@pytest.mark.parametrize("how", ["vanished", "unlabelled", "truncated", "truncated label"])
+def test_a_sample_that_can_not_be_read_is_an_error_or_replaced_the_same_way_everywhere(
+    make_cfg: MakeCfg, folder: Path, how: str
+) -> None:
+    dataset = build_dataset(make_cfg(), role="train")
+    whole = by_position(read_batches(dataset))
+    name = break_pair(folder, how)
+    with pytest.raises(UnreadableSample, match=r"street_2\.(jpg|png)"):
+        read_batches(dataset)
+    single = read_batches(dataset, max_bad_samples=3)
+    got = by_position(single)
+    for position, (image, label, file) in whole.items():
+        if file != name:
+            assert torch.equal(got[position][0], image) and torch.equal(got[position][1], label)
+    bad = [replaced for batch in single for replaced in batch.replaced]
+    assert [one.position for one in bad if one.position in whole] == [p for p, one in whole.items() if one[2] == name]
+    assert {Path(one.file).name for one in bad} == {name} and all("street_2" in one.reason for one in bad)
+    assert name not in {one[2] for one in got.values()}
+    shares = [
+        batch
+        for rank in range(2)
+        for batch in read_batches(dataset, rank=rank, world_size=2, micro_batch=2, num_workers=2, max_bad_samples=3)
+    ]
+    assert_same_samples(single, shares)
+    assert sorted(one.position for batch in shares for one in batch.replaced) == [one.position for one in bad]
+    assert_same_samples(single[3:], read_batches(dataset, start_step=3, max_bad_samples=3))
+
+
+def test_more_bad_samples_in_one_place_than_allowed_are_an_error(make_cfg: MakeCfg, folder: Path) -> None:
+    dataset = build_dataset(make_cfg(), role="train")
+    for path in folder.glob("images/train/*.jpg"):
+        path.write_bytes(b"no image")
+    text = (
+        r"3 training samples can't be read, and data\.max_bad_samples allows 2:\n  image .*not an image.*\(position 0\)"
+    )
+    with pytest.raises(DataError, match=text):
+        read_batches(dataset, max_bad_samples=2)
+
+
+def test_bytes_after_the_end_of_an_image_are_no_damage(make_cfg: MakeCfg, folder: Path) -> None:
+    dataset = build_dataset(make_cfg(), role="train")
+    whole = read_batches(dataset)
+    for path in folder.glob("images/train/*.jpg"):
+        path.write_bytes(path.read_bytes() + b"trailer")
+    assert_same_samples(whole, read_batches(dataset))
 
 
 def test_every_epoch_is_a_permutation_even_if_it_is_shorter_than_a_batch(make_cfg: MakeCfg, folder: Path) -> None:
@@ -190,8 +268,11 @@ def test_workers_outlive_the_signals_that_ask_the_run_to_save_and_stop(make_cfg:
 EXITING_SCRIPT = """
 import sys
 from ds_seg.data.loader import build_train_loader
+from mmseg.datasets import CustomDataset
 
-class Numbers:
+class Numbers(CustomDataset):
+    def __init__(self):
+        self.file_client_args = dict(backend="none")
     def __len__(self):
         return 9
     def __getitem__(self, index):

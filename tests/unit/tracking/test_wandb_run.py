@@ -20,6 +20,7 @@ from wandb.proto import wandb_internal_pb2
 from ds_seg.config.sections import WandbSettings
 from ds_seg.tracking import wandb_run
 from ds_seg.tracking.wandb_run import WandbRun, start_wandb
+from wandb_server import wandb_server
 
 NAMES = ("road", "sky")
 
@@ -154,10 +155,12 @@ def test_arguments_that_the_work_dir_decides_are_named(tmp_path):
     )
 
 
-def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
+@pytest.mark.parametrize("listening", [True, False])
+def test_a_server_that_never_answers_or_refuses_is_given_up(tmp_path, monkeypatch, listening):
     with socket.socket() as hole:
         hole.bind(("127.0.0.1", 0))
-        hole.listen()
+        if listening:
+            hole.listen()
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{hole.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
         wandb.teardown()
@@ -182,7 +185,7 @@ def test_a_start_that_fails_altogether_is_one_warning(tmp_path, monkeypatch):
 
 def test_failures_while_logging_are_told_once_and_raise_nothing():
     class Broken:
-        settings = SimpleNamespace(finish_timeout=5.0)
+        settings = SimpleNamespace(finish_timeout=5.0, sync_dir="wandb/run-1")
 
         def __getattr__(self, name):
             raise BrokenPipeError(name)
@@ -194,7 +197,10 @@ def test_failures_while_logging_are_told_once_and_raise_nothing():
     run.log_pictures(1, [], NAMES)
     run.finish(failed=False)
 
-    assert lines == ["wandb failed (BrokenPipeError: define_metric). Training goes on; metrics.jsonl is complete."]
+    assert lines == [
+        "wandb failed (BrokenPipeError: define_metric). Training goes on; metrics.jsonl is complete.",
+        "Upload what it has on the disk with  wandb sync wandb/run-1",
+    ]
 
 
 def test_a_service_that_hangs_costs_records_and_no_time(tmp_path, monkeypatch):
@@ -218,4 +224,35 @@ def test_a_service_that_hangs_costs_records_and_no_time(tmp_path, monkeypatch):
         with contextlib.suppress(ConnectionError):
             wandb.teardown()
     assert lines[1] == "warning: wandb does not take any more records. Training goes on; metrics.jsonl is complete."
-    assert re.search(r"\(1\d\d\d records were lost.* with  wandb sync .*run-", lines[2])
+    assert re.search(r"1\d\d\d records never reached wandb\. Upload .* with  wandb sync .*run-", lines[2])
+
+
+def test_a_server_that_is_lost_midway_costs_seconds_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(wandb_run, "_FINISH_TIMEOUT_S", 3.0)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    lines = []
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        wandb.teardown()
+        run = start(tmp_path / "run", lines)
+        run.log_step({"step": 1, "loss": 0.5})
+        end = time.monotonic() + 60
+        while not any(path.endswith("/file_stream") for path in server.requests):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    started = time.monotonic()
+    run.log_step({"step": 2, "loss": 0.4})
+    run.finish(failed=False)
+    assert time.monotonic() - started < 20
+    assert lines[0].startswith("wandb online: http://127.0.0.1:")
+    assert lines[1].startswith("warning: wandb failed (TimeoutError: Timed out finishing run")
+    folder = next((tmp_path / "run" / "wandb").glob("run-*"))
+    assert lines[2] == f"warning: Upload what it has on the disk with  wandb sync {folder}"
+    steps = [
+        json.loads(item.value_json)
+        for record in read_records(next(folder.glob("*.wandb")))
+        if record.HasField("history")
+        for item in record.history.item
+        if "step" in (item.key, *item.nested_key)
+    ]
+    assert steps == [1, 2]

@@ -1,0 +1,48 @@
+"""30 kills of one run, drawn at random with a fixed seed: who, and when."""
+
+import random
+import time
+from signal import SIGKILL
+
+import pytest
+
+from life import Life
+
+KILLS, STEPS, SEED = 30, 96, 20
+VICTIMS = ("rank 0", "rank 1", "the launcher", "all processes")
+
+
+def kill(life: Life, victim: str) -> None:
+    """SIGKILL what is there of the victim; a rank that is not there yet leaves the launcher."""
+    mains = {f"rank {rank}": process.pid for rank, process in life.ranks().items()}
+    everyone = [process.pid for process in life.processes.alive()]
+    life.strike(SIGKILL, *(everyone if victim == "all processes" else [mains.get(victim, life.popen.pid)]))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_thirty_random_kills_leave_the_run_as_if_nothing_had_been(story, fault_row):
+    rows = []
+    run = story(STEPS, record=lambda **row: rows.append(row))
+    draw = random.Random(SEED)
+    for _ in range(KILLS):
+        victim, in_training = draw.choice(VICTIMS), draw.random() < 0.75
+        steps, delay_s = draw.randint(1, 4), draw.random()
+        life = run.start("--checkpoint", draw.choice(("sync", "async")))
+        if in_training:
+            run.wait_for_steps(life, steps)
+            time.sleep(0.2 * delay_s)
+        else:
+            time.sleep(8 * delay_s)
+        assert life.popen.poll() is None, f"the run ended before it could be killed:\n{life.output[-4000:]}"
+        kill(life, victim)
+        run.interrupted(f"SIGKILL of {victim}", life.finish())
+    run.complete()
+    fault_row(
+        fault=f"{KILLS} kills of one run of {STEPS} steps, at random (seed {SEED}); the largest figures",
+        detected_s=max(row["detected_s"] for row in rows),
+        gone_s=max(row["gone_s"] for row in rows),
+        exit_code=", ".join(sorted({str(row["exit_code"]) for row in rows})),
+        lost_steps=max(row["lost_steps"] for row in rows),
+        equal=True,
+    )
