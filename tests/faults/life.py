@@ -141,6 +141,11 @@ class Life:
             with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(pid, number)
 
+    def signal_all(self, number: signal.Signals) -> None:
+        """Send a signal that is no fault to every process of the run."""
+        for process in self.processes.alive():
+            os.kill(process.pid, number)
+
     def finish(self, *, tells: str | None = None, timeout_s: float = 300) -> Ending:
         """Wait until every process of the run is gone.
 

@@ -76,7 +76,13 @@ class Story:
         life.wait_for_row(self.work_dir, self._step_before + steps)
 
     def interrupted(
-        self, fault: str, ending: Ending, *, exit_code: int | None = None, lost_at_most_steps: int = SAVE_INTERVAL_STEPS
+        self,
+        fault: str,
+        ending: Ending,
+        *,
+        exit_code: int | None = None,
+        lost_at_most_steps: int = SAVE_INTERVAL_STEPS,
+        right_until_step: int | None = None,
     ) -> None:
         """Take down a life that a fault has ended; the next one will show what was lost.
 
@@ -85,8 +91,9 @@ class Story:
             ending: how it ended.
             exit_code: wanted; None: any but 0.
             lost_at_most_steps: a bound, kept by the next life.
+            right_until_step: where the fault makes steps differ from the reference's; None: it does not.
         """
-        self._compare(ending)
+        self._compare(ending, right_until_step)
         right = ending.exit_code == exit_code if exit_code is not None else ending.exit_code != 0
         assert right, f"{fault}: exit code {ending.exit_code}\n{ending.output[-4000:]}"
         assert ending.gone_s < GONE_WITHIN_S, f"{fault}: the last process was gone after {ending.gone_s:.0f} s"
@@ -119,9 +126,9 @@ class Story:
         assert started, f"the run did not get to its first step:\n{ending.output[-4000:]}"
         return max(self._step_before - int(started.group(1)), 0)
 
-    def _compare(self, ending: Ending) -> None:
+    def _compare(self, ending: Ending, until_step: int | None = None) -> None:
         """Compare what a life has added with the reference, and note what the life before it had lost."""
-        rows = read_rows(self.work_dir)
+        rows = [row for row in read_rows(self.work_dir) if until_step is None or row["step"] <= until_step]
         assert rows == self.reference.rows[: len(rows)], f"differs from the uninterrupted run\n{ending.output[-4000:]}"
         for checkpoint in list_checkpoints(self.work_dir)[-1:]:
             wanted = self.reference.hashes.get(checkpoint_step(checkpoint))

@@ -45,7 +45,8 @@ def test_five_bad_steps_in_a_row_end_the_run(story):
     run = story(STEPS)
     life = run.start(*RARE_SAVES, fault=fault("nan", 1, 5), launcher="deepspeed")
     ending = life.finish(tells="not finite in 5 steps in a row")
-    run.interrupted("nan from the backbone of rank 1 in five steps in a row", ending, exit_code=1, lost_at_most_steps=5)
+    words = "nan from the backbone of rank 1 in five steps in a row"
+    run.interrupted(words, ending, exit_code=1, lost_at_most_steps=5, right_until_step=FIRST_BAD_STEP - 1)
     run.complete(*RARE_SAVES)
 
 

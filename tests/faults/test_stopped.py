@@ -7,14 +7,17 @@ import pytest
 
 STEPS = 4
 WATCHDOG = ("--watchdog-timeout", 10)
+ENDS = "the watchdog ends the run"
 
 
-def strike(run, pid_of, number: signal.Signals, *options: object, launcher: str = "deepspeed"):
-    """A life in which a process gets a signal after a few steps."""
+def strike(
+    run, pid_of, number: signal.Signals, *options: object, launcher: str = "deepspeed", tells: str | None = None
+):
+    """A life in which a process gets a signal after a few steps; see Life.finish for `tells`."""
     life = run.start(*options, launcher=launcher)
     run.wait_for_steps(life, STEPS)
     life.strike(number, pid_of(life))
-    return life.finish()
+    return life.finish(tells=tells)
 
 
 @pytest.mark.long
@@ -30,10 +33,10 @@ def test_signals_save_and_what_hangs_or_loses_its_launcher_ends(story):
     ending = strike(run, lambda life: life.popen.pid, SIGTERM)
     run.interrupted("SIGTERM to the launcher", ending, lost_at_most_steps=0)
     for rank in (0, 1):
-        ending = strike(run, lambda life, rank=rank: life.rank(rank), SIGSTOP, *WATCHDOG)
+        ending = strike(run, lambda life, rank=rank: life.rank(rank), SIGSTOP, *WATCHDOG, tells=ENDS)
         run.interrupted(f"SIGSTOP of rank {rank} (watchdog: 10 s)", ending)
         assert f"rank {rank}" in ending.output, ending.output[-4000:]
-    ending = strike(run, lambda life: life.data_worker(1), SIGSTOP, *WATCHDOG)
+    ending = strike(run, lambda life: life.data_worker(1), SIGSTOP, *WATCHDOG, tells=ENDS)
     run.interrupted("SIGSTOP of a data worker of rank 1 (watchdog: 10 s)", ending)
     assert "rank 1: no progress" in ending.output and "waiting for the data" in ending.output, ending.output[-4000:]
     run.complete()
