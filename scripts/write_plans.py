@@ -9,7 +9,7 @@ from ds_seg.config import RunOptions, build_run_config
 from ds_seg.config.files import RUNS_FOLDER
 from ds_seg.planning.headline import START, describe_cost
 from ds_seg.planning.search import Planner
-from ds_seg.planning.step_costs import StepCosts
+from ds_seg.planning.step_costs import Known
 
 
 def put_line(text: str, line: str) -> str:
@@ -26,12 +26,9 @@ def list_run_files() -> list[Path]:
 
 def main() -> int:
     """Update every file."""
-    costs: dict[str, StepCosts] = {}
+    known: Known = {}
     for path in list_run_files():
-        planner = Planner(build_run_config(RunOptions(str(path)), 1))
-        same_step = str((planner.run.model, planner.run.train_crop_px))  # recipes of one model on one dataset share it
-        planner.costs = costs.setdefault(same_step, costs.get(same_step) or planner.costs)
-        line = describe_cost(planner)
+        line = describe_cost(Planner(build_run_config(RunOptions(str(path)), 1), known))
         path.write_text(put_line(path.read_text(encoding="utf-8"), line), encoding="utf-8")
         print(path.stem, line.removeprefix(START), flush=True)
     return 0

@@ -14,7 +14,7 @@ from ds_seg.models.checkpointing import AUTO, POLICIES, resolve_policy
 from ds_seg.planning.candidates import OFFLOAD, Batch, Candidate, build_candidate, with_offload
 from ds_seg.planning.hardware import Hardware, place
 from ds_seg.planning.model_size import ModelSize, measure_model
-from ds_seg.planning.step_costs import StepCosts, simulate_costs
+from ds_seg.planning.step_costs import Known, StepCosts, simulate_costs
 
 _WORLD_SIZES = tuple(2**power for power in range(11))
 
@@ -24,16 +24,18 @@ class Planner:
 
     Args:
         run: built for a world of one.
+        known: traces that planners of several runs share; None for none.
     """
 
-    def __init__(self, run: RunConfig) -> None:
-        self.run = run
+    def __init__(self, run: RunConfig, known: Known | None = None) -> None:
+        self.run, self.known = run, known
         self.size: ModelSize = measure_model(run.model)
 
     @cached_property
     def costs(self) -> StepCosts:
         """Of micro-batches with each policy that can be chosen."""
-        return simulate_costs(self.run, POLICIES if self.size.trainable else [self.configured_policy])
+        policies = POLICIES if self.size.trainable else (self.configured_policy,)
+        return simulate_costs(self.run, policies, known=self.known)
 
     @property
     def configured_policy(self) -> str:
@@ -44,14 +46,11 @@ class Planner:
     def recommend(self, hardware: Hardware) -> Candidate | None:
         """The fastest way that fits, None if none does.
 
-        Of equally fast ones it is that with the fewest micro-batches, then that with the most memory to spare.
+        Of equally fast ones it is that with the optimizer on the GPUs, then that with the fewest micro-batches, then
+        that with the most memory to spare.
         """
         fitting = [candidate for candidate in self.list_candidates(hardware) if candidate.fits]
-        return min(
-            fitting,
-            key=lambda c: (round(c.time.total_s, 2), c.batch.accumulation_steps, -c.gpu_spare_gib, c.host_gib),
-            default=None,
-        )
+        return min(fitting, key=_rank, default=None)
 
     def find_closest(self, hardware: Hardware) -> Candidate:
         """Of the ways that don't fit, the one that lacks the least."""
@@ -110,6 +109,17 @@ class Planner:
             return [with_offload(self.run.deepspeed, None)]
         unpinned: Mapping[str, Any] = {**OFFLOAD, "pin_memory": False}
         return [with_offload(self.run.deepspeed, offload) for offload in (None, OFFLOAD, unpinned)]
+
+
+def _rank(candidate: Candidate) -> tuple[float, bool, int, float, float]:
+    """The smaller the better; times count to two digits, which is more than a prediction is good for."""
+    return (
+        float(f"{candidate.time.total_s:.2g}"),
+        candidate.states.offload,
+        candidate.batch.accumulation_steps,
+        -candidate.gpu_spare_gib,
+        candidate.host_gib,
+    )
 
 
 def wants_policy(run: RunConfig) -> bool:

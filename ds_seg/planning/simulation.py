@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import ds_seg.openmmlab  # noqa: F401  (before mmcv)
 from ds_seg.models.backbone_building import build_backbone
 from ds_seg.models.probe import draw_features
+from ds_seg.models.sync_batchnorm import SyncBatchNorm
 from ds_seg.planning.allocations import AllocationTracker
 from ds_seg.planning.model_size import build_on_meta
 
@@ -169,6 +171,7 @@ def _prepare(root: nn.Module, setting: StepSetting) -> nn.Module:
     """
     if setting.fused_norms:
         _fuse_norms(root)
+    _isolate_norms(root)
     for module in root.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = torch.empty_like(buffer, device="cpu")
@@ -187,6 +190,23 @@ def _fuse_norms(root: nn.Module) -> None:
             if isinstance(child, nn.RMSNorm):
                 norm = nn.LayerNorm(child.normalized_shape, device="meta", dtype=child.weight.dtype, bias=False)
                 setattr(module, name, norm.requires_grad_(child.weight.requires_grad))
+
+
+class _LocalBatchNorm(_BatchNorm):
+    """SyncBatchNorm without the other ranks: a training simulates on one of them, in a world that is up."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any shape: the real module has checked it by then."""
+
+
+def _isolate_norms(root: nn.Module) -> None:
+    for module in list(root.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, SyncBatchNorm):
+                norm = _LocalBatchNorm(child.num_features, child.eps, child.momentum, device="meta")
+                norm._parameters, norm._buffers = child._parameters, child._buffers
+                norm.track_running_stats = child.track_running_stats
+                setattr(module, name, norm)
 
 
 def _drop_gradient(parameter: Tensor) -> None:

@@ -58,17 +58,33 @@ class StepCosts:
         )
 
 
-def simulate_costs(run: RunConfig, policies: Sequence[str], *, fused_norms: bool = True) -> StepCosts:
+Known = dict[str, BackboneTraces]
+"""Traces by what they depend on, so that runs of one backbone share them."""
+_NOT_OF_A_STEP = ("type", "pretrained", "pretrain_size", "checkpointing", "with_cp")
+
+
+def simulate_costs(
+    run: RunConfig, policies: Sequence[str], *, fused_norms: bool = True, known: Known | None = None
+) -> StepCosts:
     """Simulate micro-batches of a run, in seconds and without memory.
 
     Args:
         run: tells model, crop and dtype.
         policies: those of `models.checkpointing.POLICIES` that are wanted.
         fused_norms: as on GPUs; False for the CPU.
+        known: traces of earlier runs, which are used, and which get this run's.
     """
     dtype = torch.bfloat16 if run.bf16 else torch.float32
     setting = StepSetting(1, run.train_crop_px, policies[0], dtype, fused_norms)
-    backbone = {policy: simulate_backbone(run.model, replace(setting, checkpointing=policy)) for policy in policies}
+    known = {} if known is None else known
+    own = {key: value for key, value in sorted(run.model.backbone.items()) if key not in _NOT_OF_A_STEP}
+    backbone = {}
+    for policy in policies:
+        one = replace(setting, checkpointing=policy)
+        key = f"{own} {one}"
+        if key not in known:
+            known[key] = simulate_backbone(run.model, one)
+        backbone[policy] = known[key]
     try:
         heads, smallest_alone = [simulate_heads(run.model, setting)], 1
     except ValueError:  # BatchNorm over a single value

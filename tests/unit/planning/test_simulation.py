@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ds_seg.config import RunOptions, build_run_config
+from ds_seg.models import SyncBatchNorm
 from ds_seg.planning.flops import compute_forward_flops
 from ds_seg.planning.model_size import measure_model
 from ds_seg.planning.simulation import StepSetting, simulate_backbone, simulate_heads
@@ -83,6 +84,14 @@ def test_a_head_that_normalises_over_one_position_needs_two_images():
     run = build_run_config(RunOptions("internvit300m_448_full_upernet_ade20k"), 1)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         simulate_heads(run.model, setting("none"))
+
+
+def test_it_never_waits_for_other_ranks(monkeypatch, linear_run):
+    def communicate(_norm):
+        raise AssertionError("a collective that only one rank would issue")
+
+    monkeypatch.setattr(SyncBatchNorm, "_must_reduce", communicate)
+    assert simulate_heads(linear_run.model, setting("none")).peak.total() > 0
 
 
 @pytest.mark.parametrize(
