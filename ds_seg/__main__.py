@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(_with_hyphens(sys.argv[1:] if argv is None else argv))
     if args.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    if args.local_rank is not None or "TORCHELASTIC_RUN_ID" in os.environ:
+        _end_with_launcher()
     try:
         code = args.run(args)
     except DsSegError as error:
@@ -51,6 +53,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(EXIT_FAULT, f"rank {distributed.rank()} failed:\n{traceback.format_exc()}")
     distributed.shutdown()
     sys.exit(code)
+
+
+def _end_with_launcher() -> None:
+    """Ranks whose launcher, deepspeed's or torchrun, died while they started would wait half an hour for each other."""
+    from ds_seg.supervision.processes import end_with_parent, has_python_above
+
+    end_with_parent()
+    if not has_python_above():
+        sys.exit("ds-seg: the launcher has ended before training began; there is nothing to save.")
 
 
 def _hush_third_parties() -> None:

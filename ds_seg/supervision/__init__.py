@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ds_seg import distributed
 from ds_seg.supervision.heartbeat import Heartbeat
-from ds_seg.supervision.processes import gather_ranks, own_age_s
+from ds_seg.supervision.processes import gather_ranks, outlive_parent, own_age_s
 from ds_seg.supervision.progress import enter_phase
 from ds_seg.supervision.signals import listening
 from ds_seg.supervision.stop import TimeLimit
@@ -38,6 +38,7 @@ def supervised(work_dir: Path, *, watchdog_timeout_s: float, max_time_s: float |
         interval_s=interval_s,
         time_limit=time_limit,
     )
+    outlive_parent()  # from here on the death of a launcher is seen, and what was trained is saved first
     try:
         with listening(heartbeat.wake):
             yield

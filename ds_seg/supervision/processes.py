@@ -67,6 +67,11 @@ def find_launchers() -> list[ProcessId]:
     return [identify(parent.pid) for parent in psutil.Process().parents() if _is_launcher(parent)]
 
 
+def has_python_above() -> bool:
+    """Whether a process above this one runs Python, as every launcher does; one that is gone has left init there."""
+    return any(parent.name().startswith(("python", "pt_elastic")) for parent in psutil.Process().parents())
+
+
 def kill_tree(process: ProcessId) -> None:
     """SIGKILL a process on this machine, even a stopped one, and all that it started."""
     if process.is_gone():
@@ -80,8 +85,17 @@ def kill_tree(process: ProcessId) -> None:
 
 def end_with_parent() -> None:
     """Have the kernel kill this process with its parent: one that hangs would stay for ever."""
+    _at_death_of_parent(signal.SIGKILL)
+
+
+def outlive_parent() -> None:
+    """Take `end_with_parent` back."""
+    _at_death_of_parent(0)
+
+
+def _at_death_of_parent(signal_number: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal_number)
 
 
 def _is_launcher(process: psutil.Process) -> bool:

@@ -91,6 +91,23 @@ def test_stops_in_a_data_stall_and_in_an_evaluation_change_nothing(cli, hanging,
     assert read_rows(stopped) == read_rows(straight)
 
 
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_ranks_end_with_a_launcher_that_is_killed_while_they_start(cli, tiny_config, tmp_path, launcher):
+    process = cli.start("train", tiny_config, "--work-dir", tmp_path / "work", processes=2, launcher=launcher)
+    end = time.monotonic() + 120
+    while len(ranks := find_ranks(process.pid)) < 2:
+        assert process.poll() is None and time.monotonic() < end, (tmp_path / "started.log").read_text()
+        time.sleep(0.05)
+    psutil.Process(ranks[0].ppid()).kill()
+    wait_until_gone(ranks, tmp_path / "started.log", timeout_s=30)
+    process.wait(30)
+
+
+def find_ranks(pid):
+    """The processes below a launcher that are ranks."""
+    return [child for child in psutil.Process(pid).children(recursive=True) if "LOCAL_RANK" in child.environ()]
+
+
 def test_a_hung_data_worker_ends_the_run_with_its_stacks_and_leaves_no_process(cli, hanging, tmp_path):
     hanging.write_text(hanging.read_text().replace("rank=1", "rank=0"))
     (tmp_path / "train").touch()
