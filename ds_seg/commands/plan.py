@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     hardware = _read_hardware(args, worlds[0])
     planner = Planner(build_run_config(run_options(args), world_size=1))
     _validate_outputs(args, planner.run.name, worlds)
-    print("\n".join(describe_model(planner)))
+    print("\n".join([*planner.run.notes, *describe_model(planner)]))
     found = _plan_sweep(args, planner, hardware, worlds) if args.sweep else _plan_each(args, planner, hardware, worlds)
     print("\nassumed, not measured:\n  " + "\n  ".join(hardware.describe()))
     if args.json:

@@ -1,6 +1,7 @@
 """`ds-seg plan` from the command line, in this process: what it prints, writes and refuses."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -48,6 +49,13 @@ def parse(*arguments):
     parser = argparse.ArgumentParser()
     plan.add_parser(parser.add_subparsers())
     return parser.parse_args(arguments)
+
+
+def test_keys_of_the_config_that_mean_nothing_are_named(ds_seg_plan, planner, monkeypatch):
+    assert planner.run.notes == ()
+    monkeypatch.setattr(planner, "run", replace(planner.run, notes=("ignoring fp16: the precision is the JSON's",)))
+    code, out = ds_seg_plan("--gpus", 8)
+    assert code == 0 and out.startswith("ignoring fp16")
 
 
 def test_a_plan_names_parts_time_and_the_command(ds_seg_plan, tmp_path):
