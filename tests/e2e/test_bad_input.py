@@ -124,8 +124,13 @@ def test_a_flipped_bit_in_a_checkpoint_is_found_before_it_is_loaded(cli, trained
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    done = cli("train", tiny_config, "--work-dir", tmp_path / "run", "--resume", "auto")
-    assert_refused(done, shard.name, "has another checksum", "step_000006")
+    resume = ("train", tiny_config, "--work-dir", tmp_path / "run", "--resume")
+    assert_refused(cli(*resume, "step_000012"), shard.name, "has another checksum", "step_000006")
+    fallen_back = cli(*resume, "auto")
+    assert fallen_back.returncode == 0, fallen_back.stderr
+    assert "passes over a damaged checkpoint" in fallen_back.stdout + fallen_back.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["resumed_from"].endswith("step_000006") and summary["steps"] == 12
 
 
 def test_predicting_what_is_no_image(cli, trained, tiny_config, tmp_path):
