@@ -4,9 +4,9 @@ import json
 import signal
 import time
 
-from command_line import wait_for_step
 from disks import fill, small_disk
 from ds_seg.tracking.metrics_log import read_metrics
+from run_rows import wait_for_step
 
 
 def wait_for(condition, what, timeout_s=90):

@@ -16,7 +16,8 @@ def run_ranks(worker: Path, world_size: int, *arguments: object, timeout_s: floa
         subprocess.TimeoutExpired: it hung.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world_size)]
-    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    support = Path(__file__).parent
+    paths = [str(support), str(support.with_name("parity")), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(
         [*torchrun, str(worker), *map(str, arguments)],
