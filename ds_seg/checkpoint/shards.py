@@ -78,7 +78,7 @@ class SavedShards:
         self.trained = {name: math.prod(shape) for name, shape in shapes.items()}
         self.numels = self.trained | {name: math.prod(shape) for name, shape in frozen}
         stops = list(itertools.accumulate(self._part(name) for name in self.trained))
-        self._starts = dict(zip(self.trained, [0, *stops], strict=False))
+        self._starts = dict(zip(self.trained, [0, *stops][: len(stops)], strict=True))
         self._held = stops[-1] if stops else 0
 
     @property

@@ -146,10 +146,7 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
     path = resolve_config_path(options.config)
     config = read_config_file(path, options.cfg_options)
     faults = Faults(str(path))
-    for section in ("model", "data", "optimizer", "runner"):
-        if not isinstance(config.get(section), Mapping):
-            faults.add(section, "missing; a run needs model, data, optimizer and runner.")
-    faults.raise_if_any()
+    _require_sections(config, faults)
     _check_model(config.model, faults)
     _check_data(config, faults)
     clip_norm, cumulative_iters = read_optimizer_config(config.get("optimizer_config"), faults)
@@ -199,6 +196,13 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
     )
     faults.raise_if_any()
     return run
+
+
+def _require_sections(config: Config, faults: Faults) -> None:
+    for section in ("model", "data", "optimizer", "runner"):
+        if not isinstance(config.get(section), Mapping):
+            faults.add(section, "missing; a run needs model, data, optimizer and runner.")
+    faults.raise_if_any()
 
 
 def _note_ignored(reasons: Mapping[str, str]) -> tuple[str, ...]:

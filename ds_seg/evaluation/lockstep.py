@@ -240,15 +240,20 @@ def predict_images(
             return
         enter_phase(f"window batch {tick} of an evaluation")
         logits_BKhw = _forward(batch, dummy_size, encode_decode, settings)
-        for job, logits_Khw in zip(batch, logits_BKhw[: len(batch)], strict=True):
-            job.view.add(job.window, logits_Khw)
-            if job.view.windows_left == 0:
-                job.image.add(job.view.finish(settings))
-            if job.image.views_left == 0:
-                yield job.image.finish(settings)
-                done += 1
-                if progress is not None:
-                    progress(done)
+        for prediction in _complete_images(batch, logits_BKhw[: len(batch)], settings):
+            yield prediction
+            done += 1
+            if progress is not None:
+                progress(done)
+
+
+def _complete_images(batch: list[_Job], logits_BKhw: torch.Tensor, settings: _Settings) -> Iterator[Prediction]:
+    for job, logits_Khw in zip(batch, logits_BKhw, strict=True):
+        job.view.add(job.window, logits_Khw)
+        if job.view.windows_left == 0:
+            job.image.add(job.view.finish(settings))
+        if job.image.views_left == 0:
+            yield job.image.finish(settings)
 
 
 def _iterate_jobs(samples: Iterable[Sample], settings: _Settings) -> Iterator[_Job]:
