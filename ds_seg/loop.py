@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -48,6 +49,7 @@ class TrainingLoop:
         tracker: gets rows and evaluations.
         evaluate: evaluates the engines after the given number of steps.
         ema: averages of the weights, moved on with every step that was not skipped; None where there are none.
+        resumed_from: the checkpoint that holds engines and state as they are; None where there is none.
     """
 
     def __init__(
@@ -58,13 +60,14 @@ class TrainingLoop:
         tracker: Tracker,
         evaluate: Evaluate,
         ema: WeightAverages | None = None,
+        resumed_from: Path | None = None,
     ) -> None:
         self.run, self.engines, self.state, self.tracker, self.evaluate = run, engines, state, tracker, evaluate
         self.ema = ema
         self.record = LoopRecord()
         self._train_step = TwoEngineStep(engines, run)
         self._saver = CheckpointSaver(engines, run, ema, tracker.info)
-        self._saved: Path | None = None
+        self._saved, self._saved_state = resumed_from, copy.deepcopy(state)
 
     def __call__(self, loader: Iterable[MicroBatch]) -> LoopRecord:
         """Train to the end, or until the run is to stop, which saves a checkpoint.
@@ -78,7 +81,6 @@ class TrainingLoop:
             DataError: more samples could not be read than the run may replace.
         """
         self._train_step.scheduled_steps = self.state.scheduled_steps
-        self._saved = None
         with contextlib.closing(stop.Leavable(loader)) as batches:
             try:
                 if self.state.evaluation_due:
@@ -191,9 +193,9 @@ class TrainingLoop:
         return improved
 
     def _save(self) -> Path:
-        if self._saved is None or self._saved.name != checkpoint_name(self.state.step):
+        if self._saved is None or self._saved_state != self.state:
             enter_phase(f"saving after step {self.state.step}", patience=SLOW)
-            self._saved = self._saver.save(self.state)
+            self._saved, self._saved_state = self._saver.save(self.state), copy.deepcopy(self.state)
         return self._saved
 
     def _stop(self) -> str:

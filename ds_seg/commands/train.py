@@ -137,7 +137,7 @@ def train(run: RunConfig) -> None:
         state.note_train_images(len(train_set))
         _describe_start(run, engines, state, weights, tracker)
         evaluate = PredictingEvaluator(Evaluator(run, val_set), engines, tracker, ema)
-        loop = TrainingLoop(run, engines, state, tracker, evaluate, ema)
+        loop = TrainingLoop(run, engines, state, tracker, evaluate, ema, resumed_from=resume_from)
         record = train_with_rollbacks(loop, lambda state: _build_loader(run, train_set, state, engines))
         enter_phase("writing the summary and the report", patience=SLOW)
         _write_end(run, engines, loop.state, record, resume_from, ema, tracker)

@@ -12,7 +12,10 @@ from safetensors.torch import load_file
 
 
 def hash_tensors(checkpoint: Path) -> str:
-    """A hash of every tensor and number in a checkpoint's files: weights, moments, averages, Adam's steps."""
+    """A hash of every tensor and number in a checkpoint's files: weights, moments, averages, Adam's steps.
+
+    All but the rate that the last step used: a resumed life that is stopped before its first step has used none.
+    """
     digest, hashed_bytes = hashlib.sha256(), 0
     for path in sorted(checkpoint.rglob("*")):
         if path.suffix == ".pt":
@@ -22,6 +25,8 @@ def hash_tensors(checkpoint: Path) -> str:
         else:
             continue
         for name, value in _walk(content, str(path.relative_to(checkpoint))):
+            if name.endswith("/lr"):
+                continue
             digest.update(name.encode())
             digest.update(value)
             hashed_bytes += len(value)
