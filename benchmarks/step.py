@@ -34,6 +34,7 @@ from ds_seg.errors import UserError
 from ds_seg.models.checkpointing import POLICIES, resolve_policy
 from ds_seg.planning.flops import compute_tokens
 
+COMPILED = "_compiled"
 OTHERS = ("fsdp2", "ddp")
 _TURN_TIMEOUT_S = 3600.0
 _LOG_TAIL_CHARS = 6000
@@ -132,7 +133,10 @@ def list_contestants(policies: bool, workload: Workload) -> dict[str, tuple[str,
     """By the name in the table: the variant and what it trains."""
     if policies:
         return {policy: ("ds_seg", replace(workload, checkpointing=policy)) for policy in POLICIES}
-    return {name: (name, workload) for name in ("ds_seg", *OTHERS)}
+    return {
+        name: (name.removesuffix(COMPILED), replace(workload, compile=name.endswith(COMPILED)))
+        for name in ("ds_seg", "fsdp2", "ddp", "ds_seg_compiled", "fsdp2_compiled")
+    }
 
 
 def measure(args: argparse.Namespace, workload: Workload, folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -170,7 +174,11 @@ def summarise(workload: Workload, folder: Path, turns: dict[str, list[dict[str, 
             its_turns, global_batch, flops_per_device, find_peak_tflops(device_name)
         )
         variants[name]["checkpointing"] = Workload.read(folder / name).checkpointing
-    pairs = [("ds_seg", other) for other in OTHERS] if "ds_seg" in turns else [(p, "none") for p in POLICIES[1:]]
+    pairs = (
+        [*(("ds_seg", other) for other in OTHERS), ("ds_seg_compiled", "fsdp2_compiled")]
+        if "ds_seg" in turns
+        else [(p, "none") for p in POLICIES[1:]]
+    )
     memory_key = "resident_gib" if on_cpu else "gpu_gib"
     return {
         "workload": {key: value for key, value in asdict(workload).items() if key != "checkpointing"},

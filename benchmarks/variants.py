@@ -1,7 +1,8 @@
-"""The same training step three times: ds_seg's two engines, PyTorch FSDP2 beside DDP, and plain DDP.
+"""The same training step three times: ds_seg's two engines, PyTorch FSDP2 beside DDP, and plain DDP; two also compiled.
 
-All three have bf16 parameters in the backbone's arithmetic, FP32 master weights and AdamW state, gradients
-reduced in bf16, an FP32 head, one joint clipping and the same parameter groups, so their losses agree.
+All have FP32 master weights and AdamW state, an FP32 head, one joint clipping and the same parameter groups. ds_seg and
+FSDP2 compute the backbone in bf16 parameters, DDP in FP32 parameters under bf16 autocast; FSDP2 and DDP reduce
+gradients in FP32, ds_seg in what its DeepSpeed JSON says.
 """
 
 from __future__ import annotations
@@ -54,22 +55,22 @@ def build_ds_seg(run: RunConfig) -> Step:
 
 def build_fsdp2(run: RunConfig) -> Step:
     """FSDP2 over every block and the rest of the backbone (parameters freed after the forward), DDP for the head."""
-    device = distributed.device()
-    mesh = init_device_mesh(device.type, (run.world_size,))
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
+    mesh = init_device_mesh(distributed.device().type, (run.world_size,))
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     backbone = _build_backbone(run)
     for block in backbone.blocks:
+        if run.compile:
+            block.compile()
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(backbone, mesh=mesh, mp_policy=policy)
     return PlainStep(run, backbone, dict(backbone.named_parameters()))
 
 
 def build_ddp(run: RunConfig) -> Step:
-    """DDP over a bf16 backbone whose FP32 masters every rank updates in full, DDP for the head."""
+    """DDP over the whole model, its FP32 backbone under bf16 autocast."""
     backbone = _build_backbone(run)
-    masters = {name: nn.Parameter(value.detach().clone()) for name, value in backbone.named_parameters()}
-    backbone.bfloat16()
-    return ReplicatedStep(run, backbone, masters)
+    wrapped = DistributedDataParallel(backbone, device_ids=_device_ids(), gradient_as_bucket_view=True)
+    return PlainStep(run, wrapped, dict(backbone.named_parameters()), autocast=True)
 
 
 class PlainStep:
@@ -79,13 +80,16 @@ class PlainStep:
         run: the run.
         backbone: on its device, wrapped.
         masters: the FP32 parameters that AdamW updates, by their names in the backbone.
+        autocast: whether the backbone computes under bf16 autocast, not in bf16 parameters.
     """
 
-    def __init__(self, run: RunConfig, backbone: nn.Module, masters: dict[str, nn.Parameter]) -> None:
-        self.run, self.device, self.backbone = run, distributed.device(), backbone
+    def __init__(
+        self, run: RunConfig, backbone: nn.Module, masters: dict[str, nn.Parameter], *, autocast: bool = False
+    ) -> None:
+        self.run, self.device, self.backbone, self.autocast = run, distributed.device(), backbone, autocast
         torch.manual_seed(run.seed)
         heads = build_heads(run.model).to(self.device)
-        self.heads = DistributedDataParallel(heads, device_ids=None if self.device.type == "cpu" else [self.device])
+        self.heads = DistributedDataParallel(heads, device_ids=_device_ids(), broadcast_buffers=False)
         self.masters = list(masters.values())
         self.head_parameters = list(heads.parameters())
         depth = int(run.model.backbone.depth)
@@ -113,10 +117,12 @@ class PlainStep:
         return mean_loss, norm
 
     def _forward_backward(self, batch: MicroBatch) -> torch.Tensor:
-        images = batch.images_B3HW.to(self.device, torch.bfloat16, non_blocking=True)
+        images = batch.images_B3HW.to(self.device, non_blocking=True)
         labels = batch.labels_B1HW.to(self.device, non_blocking=True)
         seeds = [noise_seed(self.run.seed, position) for position in batch.positions]
-        entries = self.heads(self.backbone(images, sample_seeds=seeds), batch.metas, labels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            features = self.backbone(images if self.autocast else images.bfloat16(), sample_seeds=seeds)
+        entries = self.heads(features, batch.metas, labels)
         loss = total_loss({name: value.float().mean() for name, value in entries.items()})
         loss.backward()
         return loss.detach()
@@ -130,28 +136,9 @@ class PlainStep:
             optimizer.step()
 
 
-class ReplicatedStep(PlainStep):
-    """A step whose bf16 parameters are copies of FP32 masters, both whole on every rank."""
-
-    def __init__(self, run: RunConfig, backbone: nn.Module, masters: dict[str, nn.Parameter]) -> None:
-        self.parameters = list(backbone.parameters())
-        device = distributed.device()
-        device_ids = None if device.type == "cpu" else [device]
-        super().__init__(
-            run, DistributedDataParallel(backbone, device_ids=device_ids, gradient_as_bucket_view=True), masters
-        )
-
-    def _forward_backward(self, batch: MicroBatch) -> torch.Tensor:
-        loss = super()._forward_backward(batch)
-        for master, parameter in zip(self.masters, self.parameters, strict=True):
-            master.grad = None if parameter.grad is None else parameter.grad.float()
-            parameter.grad = None
-        return loss
-
-    def _update(self) -> None:
-        super()._update()
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.masters)
+def _device_ids() -> list[torch.device] | None:
+    device = distributed.device()
+    return None if device.type == "cpu" else [device]
 
 
 def _build_backbone(run: RunConfig) -> nn.Module:

@@ -57,6 +57,7 @@ class Workload:
     world_size: int
     device: str
     checkpointing: str = "none"
+    compile: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> Workload:
@@ -82,7 +83,8 @@ class Workload:
         taps = scale_taps(backbone.out_indices, backbone.depth, self.depth)
         options = {"depth": self.depth, "out_indices": taps, "checkpointing": self.checkpointing}
         options = {f"model.backbone.{name}": value for name, value in options.items()}
-        return build_run_config(RunOptions(str(folder / "benchmark.py"), cfg_options=options), self.world_size)
+        run_options = RunOptions(str(folder / "benchmark.py"), compile=self.compile, cfg_options=options)
+        return build_run_config(run_options, self.world_size)
 
     def draw_batch(self, run: RunConfig, step: int) -> MicroBatch:
         """Random crops and labels of this rank, the same for every variant."""

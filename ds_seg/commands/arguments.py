@@ -44,6 +44,7 @@ def run_options(args: argparse.Namespace) -> RunOptions:
         seed=getattr(args, "seed", None),
         on_divergence=getattr(args, "on_divergence", None),
         checkpoint=getattr(args, "checkpoint", "sync"),
+        compile=getattr(args, "compile", False),
         max_time=getattr(args, "max_time", None),
         watchdog_timeout_s=getattr(args, "watchdog_timeout", None),
         cfg_options=parse_overrides(args.cfg_options),

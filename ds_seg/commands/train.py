@@ -60,6 +60,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="slower: the same bits every time on GPUs too (docs/determinism.md)",
     )
     parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="run the backbone's blocks through torch.compile: the first steps take longer, all others less time",
+    )
+    parser.add_argument(
         "--max-time",
         metavar="[D-]HH:MM[:SS]",
         help="save and end with 75 before so much time is over since the command started, as Slurm writes it: 23:30",

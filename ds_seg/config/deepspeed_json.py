@@ -51,7 +51,13 @@ def load_deepspeed_json(path: Path) -> dict[str, Any]:
 
 
 def resolve_deepspeed(
-    given: Mapping[str, Any], *, micro_batch: int, accumulation_steps: int, world_size: int, faults: Faults
+    given: Mapping[str, Any],
+    *,
+    micro_batch: int,
+    accumulation_steps: int,
+    world_size: int,
+    compiled: bool,
+    faults: Faults,
 ) -> dict[str, Any]:
     """The JSON as DeepSpeed gets it: `auto` filled in, everything that ds_seg owns set or refused.
 
@@ -60,6 +66,7 @@ def resolve_deepspeed(
         micro_batch: crops a process handles at once (`data.samples_per_gpu`).
         accumulation_steps: micro-batches a step.
         world_size: number of processes.
+        compiled: whether blocks go through torch.compile.
         faults: gets a message for each contradiction.
     """
     faults.section("deepspeed", given, _KNOWN_KEYS)
@@ -87,7 +94,21 @@ def resolve_deepspeed(
     if not isinstance(bf16, dict) or not isinstance(bf16.get("enabled", False), bool):
         faults.add("deepspeed.bf16", f'got {bf16!r}, want {{"enabled": true}} or {{"enabled": false}}.')
     resolved.setdefault("steps_per_print", 10**9)
+    if compiled:
+        resolved["zero_optimization"] = _without_own_linear(given.get("zero_optimization"), faults)
     return resolved
+
+
+def _without_own_linear(zero: Any, faults: Faults) -> Any:
+    """DeepSpeed's own linear function breaks the graph of every layer that torch.compile would put into one."""
+    if not isinstance(zero, dict):
+        return zero
+    if zero.get("memory_efficient_linear"):
+        faults.add(
+            "deepspeed.zero_optimization.memory_efficient_linear",
+            "got true, which torch.compile can't see through. Remove it, or train without --compile.",
+        )
+    return {**zero, "memory_efficient_linear": False}
 
 
 def _check_owned_by_run(given: Mapping[str, Any], faults: Faults) -> None:

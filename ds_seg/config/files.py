@@ -23,7 +23,7 @@ KNOWN_KEYS = frozenset(
     """
     model data optimizer optimizer_config lr_config runner checkpoint_config evaluation log_config load_from
     seed work_dir deepspeed_config global_batch max_skipped_steps on_divergence max_rollbacks check_data
-    find_unused_parameters custom_imports data_root dataset_type deepspeed pretrained fp16 dist_params log_level
+    find_unused_parameters compile custom_imports data_root dataset_type deepspeed pretrained fp16 dist_params log_level
     resume_from workflow cudnn_benchmark opencv_num_threads mp_start_method device gpu_ids auto_resume custom_hooks
     """.split()
 )

@@ -43,6 +43,7 @@ class RunOptions:
     seed: int | None = None
     on_divergence: str | None = None
     checkpoint: str = "sync"
+    compile: bool = False
     global_batch: int | None = None
     """Crops a step, whatever the config says: those of the checkpoint to resume from."""
     max_time: str | None = None
@@ -93,6 +94,8 @@ class RunConfig:
     watchdog_timeout_s: float
     """Seconds without progress after which a rank counts as stopped; 0: never."""
     find_unused_parameters: bool
+    compile: bool
+    """Whether training steps run the backbone's blocks through torch.compile."""
     notes: tuple[str, ...]
     """Lines for the log: keys of the config that have no meaning here, and why."""
 
@@ -155,12 +158,14 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
     )
     log_interval_steps, wandb, ignored_loggers = read_log_config(config.get("log_config"), faults)
     ema, ignored_hooks = read_custom_hooks(config.get("custom_hooks"), faults)
+    switches = _read_switches(options, config)
     deepspeed_path, ignored_json = choose_deepspeed_json(options.deepspeed_config, config)
     deepspeed = resolve_deepspeed(
         load_deepspeed_json(deepspeed_path),
         micro_batch=batches.micro_batch,
         accumulation_steps=batches.accumulation_steps,
         world_size=world_size,
+        compiled=switches["compile"],
         faults=faults,
     )
     auto_sizes = find_auto_sizes(deepspeed.get("zero_optimization"), faults)
@@ -187,11 +192,10 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         wandb=wandb,
         load_from=options.load_from or next(filter(None, _list_weights(config)), None),
         resume=options.resume or _read_resume(config, faults),
-        check_data=bool(config.get("check_data", True)),
         max_time_s=read_max_time(options.max_time, faults),
         watchdog_timeout_s=read_watchdog_timeout(options.watchdog_timeout_s, faults),
-        find_unused_parameters=bool(config.get("find_unused_parameters", False)),
         notes=(*_note_ignored(ignored), *batches.notes),
+        **switches,
         **_read_intervals(config, faults),
     )
     faults.raise_if_any()
@@ -213,6 +217,14 @@ def _read_seed(options: RunOptions, config: Config, faults: Faults) -> int:
     if options.seed is None:
         return faults.integer("seed", config, 0, minimum=0)
     return faults.integer("--seed", {"--seed": options.seed}, 0, minimum=0)
+
+
+def _read_switches(options: RunOptions, config: Config) -> dict[str, bool]:
+    return {
+        "check_data": bool(config.get("check_data", True)),
+        "find_unused_parameters": bool(config.get("find_unused_parameters", False)),
+        "compile": options.compile or bool(config.get("compile", False)),
+    }
 
 
 def _read_max_rollbacks(options: RunOptions, config: Config, faults: Faults) -> int:

@@ -1,7 +1,7 @@
 """The joint gradient of both engines: its norm, its clipping, and a step that nobody takes.
 
-Only DeepSpeed's public gradient access is used. It is valid on the last micro-batch, between backward
-and `engine.step`, and what it writes is what the step uses.
+Only DeepSpeed's public access is used. Gradients are valid on the last micro-batch, between backward and
+`engine.step`, and what is written there is what the step uses.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from deepspeed import DeepSpeedEngine
 from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
 from torch import nn
 
@@ -43,15 +44,23 @@ def clip_factor(norm: float, clip_norm: float | None) -> float:
     return min(1.0, clip_norm / (norm + _CLIP_EPSILON))
 
 
-def scale_gradients(backbone: Sequence[nn.Parameter], heads: Sequence[nn.Parameter], factor: float) -> None:
-    """Multiply the gradients that the coming steps of both engines use."""
-    if factor == 1.0:
-        return
-    for parameter in backbone:
-        safe_set_local_grad(parameter, safe_get_local_grad(parameter) * factor)
+def scale_gradients(heads: Sequence[nn.Parameter], factor: float) -> None:
+    """Multiply the heads' gradients."""
     for parameter in heads:
         if parameter.grad is not None:
             parameter.grad.mul_(factor)
+
+
+def step_scaled(backbone: DeepSpeedEngine, factor: float) -> None:
+    """Step the backbone with its gradients times a factor.
+
+    DeepSpeed divides the FP32 copies that its optimizer steps with by the loss scale, which costs nothing more and
+    rounds less than writing bf16 gradients anew.
+    """
+    optimizer = backbone.optimizer
+    optimizer.override_loss_scale(1.0 / factor)
+    backbone.step()
+    optimizer.override_loss_scale(1.0)
 
 
 def poison_gradients(backbone: Sequence[nn.Parameter]) -> None:

@@ -20,6 +20,7 @@ from ds_seg.engine.gradients import (
     head_squared_norm,
     poison_gradients,
     scale_gradients,
+    step_scaled,
 )
 from ds_seg.engine.precision import validate_head_gradients
 from ds_seg.engine.schedule import compute_lr
@@ -126,13 +127,13 @@ class TwoEngineStep:
         if skipped:
             self._skip()
         else:
-            scale_gradients(backbone, heads, factor)
-            self._step()
+            self._step(factor)
         return StepResult(means_by_name, norm, factor, skipped)
 
-    def _step(self) -> None:
+    def _step(self, factor: float) -> None:
         if self.engines.trainable_backbone:
-            self.engines.backbone.step()
+            step_scaled(self.engines.backbone, factor)
+        scale_gradients(self.engines.head_parameters, factor)
         self.engines.head_optimizer.step()
         self.engines.head_optimizer.zero_grad(set_to_none=True)
         self.scheduled_steps += 1

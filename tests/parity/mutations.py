@@ -43,16 +43,19 @@ def patched(owner: Any, attribute: str, make: Callable[[Callable], Callable]) ->
     return lambda: mock.patch.object(owner, attribute, make(getattr(owner, attribute)))
 
 
-def clip_each_engine(_scale: Callable) -> Callable:
-    def scale(backbone: list, heads: list, _factor: float) -> None:
-        device = distributed.device()
-        squares = distributed.reduce_sum(gradients.backbone_squared_norm(backbone, device).reshape(1))
-        norms = squares.item() ** 0.5, gradients.head_squared_norm(heads, device).item() ** 0.5
-        limit = CASES[ALL].clip_norm
-        gradients.scale_gradients(backbone, [], gradients.clip_factor(norms[0], limit))
-        gradients.scale_gradients([], heads, gradients.clip_factor(norms[1], limit))
+def clip_each_engine(step: Callable) -> Callable:
+    def step_apart(self: TwoEngineStep, _factor: float) -> None:
+        engines = self.engines
+        square = gradients.backbone_squared_norm(engines.trainable_backbone, engines.device)
+        squares = (
+            distributed.reduce_sum(square.reshape(1)),
+            gradients.head_squared_norm(engines.head_parameters, engines.device),
+        )
+        factors = [gradients.clip_factor(square.item() ** 0.5, CASES[ALL].clip_norm) for square in squares]
+        gradients.scale_gradients(engines.head_parameters, factors[1] / factors[0])
+        step(self, factors[0])
 
-    return scale
+    return step_apart
 
 
 def multiply_head_gradients(factor: float) -> Callable[[Callable], Callable]:
@@ -138,7 +141,7 @@ MUTATIONS = (
         "each engine clips by its own norm",
         ALL,
         PARAMETERS,
-        patched(step_module, "scale_gradients", clip_each_engine),
+        patched(TwoEngineStep, "_step", clip_each_engine),
     ),
     Mutation(
         "head gradients summed over ranks, not averaged",
