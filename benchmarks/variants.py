@@ -89,7 +89,7 @@ class PlainStep:
         self.run, self.device, self.backbone, self.autocast = run, distributed.device(), backbone, autocast
         torch.manual_seed(run.seed)
         heads = build_heads(run.model).to(self.device)
-        self.heads = DistributedDataParallel(heads, device_ids=_device_ids(), broadcast_buffers=False)
+        self.heads = DistributedDataParallel(heads, device_ids=_device_ids())
         self.masters = list(masters.values())
         self.head_parameters = list(heads.parameters())
         depth = int(run.model.backbone.depth)

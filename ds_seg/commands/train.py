@@ -199,6 +199,8 @@ def _describe_start(
             f"momentum {run.ema.momentum:g}, interval {run.ema.interval_steps}, warm-up {run.ema.warm_up_steps} steps"
         )
     tracker.info(f"parameter groups:\n{format_groups(engines.param_groups)}")
+    if run.compile:
+        tracker.info("--compile: the first step takes a minute or so longer, and so does the first after a resume")
     if torch.are_deterministic_algorithms_enabled():
         tracker.info("deterministic algorithms only (--deterministic): slower on GPUs")
     tracker.info(

@@ -48,7 +48,6 @@ class Engines:
             self.heads_ddp = DistributedDataParallel(
                 self.heads,
                 device_ids=None if self.device.type == "cpu" else [self.device],
-                broadcast_buffers=False,  # statistics are the same on all ranks by themselves
                 find_unused_parameters=run.find_unused_parameters,
             )
 
@@ -108,7 +107,7 @@ def _wrap_backbone(backbone: nn.Module, depth: int, run: RunConfig, *, optimize:
     # one gather and one pair of hooks a block instead of one for each layer in it: a quarter of a small model's step
     set_z3_leaf_modules(backbone, [Block])
     if run.compile:
-        compile_blocks(backbone.blocks)
+        compile_blocks(backbone)
     optimizer = None
     if optimize:
         named = ((f"backbone.{name}", parameter) for name, parameter in backbone.named_parameters())

@@ -7,10 +7,11 @@ block       only a block's input is kept, and the whole block is computed again
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 _aten = torch.ops.aten
@@ -66,14 +67,14 @@ def find_policy_faults(policy: str, with_cp: bool | None) -> list[str]:
     return []
 
 
-def run_block(policy: str, block: nn.Module, x_BND: Tensor, branch_scale_2B: Tensor | None) -> Tensor:
+def run_block(policy: str, block: Callable[..., Tensor], x_BND: Tensor, branch_scale_2B: Tensor | None) -> Tensor:
     """Run a block so that its backward pass finds what the policy keeps.
 
     A block draws no random numbers (the factors of drop path come in), so no generator state is restored.
 
     Args:
         policy: one of POLICIES.
-        block: a transformer block.
+        block: a transformer block, or its forward pass.
         x_BND: its input, (B images, N tokens, D channels).
         branch_scale_2B: its factors of drop path, or None.
 

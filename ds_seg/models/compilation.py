@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import shutil
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from ds_seg.errors import UserError
+from ds_seg.models.checkpointing import run_block
+from ds_seg.models.internvit import InternViT
+from ds_seg.models.layers import Block
 
 
-def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+def compile_blocks(backbone: InternViT) -> None:
     """Let every block run compiled where gradients are wanted, and as it is where none are.
 
-    An evaluation has windows of several shapes and batch sizes, each of which would be compiled anew.
+    An evaluation has windows of several shapes and batch sizes, each of which would be compiled anew. What `selective`
+    keeps, the compiler has to choose itself: from outside, a compiled block has nothing inside that could be kept.
 
     Args:
-        blocks: ZeRO-3 leaf modules, whose parameters are whole while their `forward` runs.
+        backbone: its blocks are ZeRO-3 leaf modules, whose parameters are whole while their `forward` runs.
+
+    Raises:
+        UserError: there is no C++ compiler, which the CPU's kernels and the launching of the GPU's need.
     """
-    for block in blocks:
-        block.forward = _CompiledForward(block)  # type: ignore[method-assign, assignment]
+    _validate_compiler()
+    inside = "selective" if backbone.checkpointing == "selective" else "none"
+    for block in backbone.blocks:
+        block.forward = _CompiledForward(block, inside)  # type: ignore[method-assign]
+    if inside == "selective":
+        backbone.checkpointing = "none"
+
+
+def _validate_compiler() -> None:
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
+    if not any(map(shutil.which, compilers)):
+        raise UserError(
+            f"--compile: torch.compile needs a C++ compiler, and none of {', '.join(compilers)} is on the PATH. "
+            "Install one (apt install g++, or conda install gxx), name it in CXX, or train without --compile."
+        )
 
 
 class _CompiledForward:
-    def __init__(self, block: nn.Module) -> None:
+    """A block's forward pass.
+
+    Args:
+        block: the block.
+        policy: what is kept inside the compiled function, one of `checkpointing.POLICIES`.
+    """
+
+    def __init__(self, block: Block, policy: str) -> None:
         self.eager = block.forward
-        self.compiled = torch.compile(block.forward, dynamic=False)
+        self.compiled = torch.compile(partial(run_block, policy, self.eager), dynamic=False)
 
     def __call__(self, x_BND: Tensor, branch_scale_2B: Tensor | None = None) -> Tensor:
         run = self.compiled if torch.is_grad_enabled() else self.eager

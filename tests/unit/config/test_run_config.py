@@ -294,6 +294,17 @@ def test_divergence_and_bad_samples_are_stated_in_the_config_or_on_the_command_l
         build(write_config(tmp_path, "data = dict(max_bad_samples=-1)"))
 
 
+def test_compiled_blocks_take_torchs_own_linear_function(tmp_path):
+    assert not build().compile and "memory_efficient_linear" not in build().deepspeed["zero_optimization"]
+    for run in (build(compile=True), build(write_config(tmp_path, "compile = True"))):
+        assert run.compile and run.deepspeed["zero_optimization"]["memory_efficient_linear"] is False
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "memory_efficient_linear": True}}))
+    assert build(deepspeed_config=str(path)).deepspeed["zero_optimization"]["memory_efficient_linear"]
+    with pytest.raises(ConfigError, match=r"memory_efficient_linear: got true, which torch\.compile can't see through"):
+        build(deepspeed_config=str(path), compile=True)
+
+
 def test_when_checkpoints_are_kept_and_how_they_are_written():
     run = build_with("checkpoint_config.interval=50", "checkpoint_config.keep_interval=200")
     assert (run.checkpoint_interval_steps, run.keep_interval_steps, run.checkpoint_in_background) == (50, 200, False)
