@@ -51,7 +51,7 @@ pip=("$PYTHON" -m pip)
 
 # What the target has: stand-ins for pip's resolver, which must choose them, whatever the constraints say.
 touch "$work/have.txt"
-[ -z "$have" ] || sed 's/[[:space:]]//g; /^$/d; /^#/d; /@/d; /^-/d' "$have" >"$work/have.txt"
+[ -z "$have" ] || sed 's/[[:space:]]//g; /^$/d; /^#/d; /@/d; /^-/d' "$have" | grep -vE '^setuptools(=|$)' >"$work/have.txt" || true # make setup builds with it
 [ -z "$without_torch" ] || grep -E '^(torch|torchvision)==' "$root/constraints.txt" >>"$work/have.txt"
 names=$(sed 's/==.*//' "$work/have.txt" | tr 'A-Z_.' 'a-z--')
 "$PYTHON" "$root/benchmarks/stand_in_wheels.py" "$work/stand_ins" <"$work/have.txt" >"$work/constraints.txt"
