@@ -57,24 +57,18 @@ if [ -n "${WHEELS:-}" ]; then
   export PYTHONPATH=$PYTHONPATH:$site PATH=$site/bin:$PATH
 fi
 PATH=$(dirname "$(command -v "$PYTHON")"):$PATH # ninja, for operators that are compiled at run time
-if [ -z "${TORCH_EXTENSIONS_DIR:-}" ]; then
-  export TORCH_EXTENSIONS_DIR=${TMPDIR:-/tmp}/ds_seg_extensions
-  rm -f "$TORCH_EXTENSIONS_DIR"/*/lock # of a build that ran out of time: others would wait for it without end
-fi
-"$PYTHON" -c 'import ds_seg.openmmlab, deepspeed, mmseg.models' 2>"$work/import.log" || {
-  tail -n 3 "$work/import.log" >&2
-  echo "gpu.sh: $PYTHON can't import ds_seg's packages: run make setup, name a Python that has them (PYTHON=...), or" >&2
-  echo "collect wheels where there is a network (benchmarks/collect_wheels.sh) and name their folder (WHEELS=...)" >&2
-  exit 2
-}
-if [ "$DEVICE" = cuda ] && ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  echo "gpu.sh: torch sees no CUDA GPU. For a dry run on the CPU: DEVICE=cpu $0" >&2
-  exit 2
-fi
+extensions=
+[ -n "${TORCH_EXTENSIONS_DIR:-}" ] || export TORCH_EXTENSIONS_DIR=${extensions:=${TMPDIR:-/tmp}/ds_seg_extensions}
 
 # What runs, by device and memory.
 if [ "$DEVICE" = cuda ]; then
-  found_gib=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_properties(0).total_memory >> 30)')
+  found_gib=$("$PYTHON" -c '
+import torch
+print(torch.cuda.get_device_properties(0).total_memory >> 30 if torch.cuda.is_available() else 0)') || exit 2
+  if [ "$found_gib" = 0 ]; then
+    echo "gpu.sh: torch sees no CUDA GPU. For a dry run on the CPU: DEVICE=cpu $0" >&2
+    exit 2
+  fi
   preset=${PRESET:-internvit6b_224} blocks=48 resident_blocks=36 few_blocks=24 crop=504 batch=8 batches="4 16 1 2" steps=8 warmup=3 fit_steps=10
   resident_run=internvit6b_224_full_linear_ade20k
   offloaded=(one_gpu_80gib_full_linear_ade20k) large=(one_gpu_141gib_full_linear_ade20k)
@@ -87,6 +81,16 @@ else
 fi
 memory_gib=${MEMORY_GIB:-$found_gib}
 [ "$memory_gib" -lt 130 ] || resident_blocks=$blocks
+if [ "$memory_gib" -lt 70 ]; then
+  echo "gpu.sh: a GPU of $memory_gib GiB is too small for what is measured here: it takes one of 80 or 141 GB" >&2
+  exit 2
+fi
+"$PYTHON" -c 'import ds_seg.openmmlab, deepspeed, mmseg.models' 2>"$work/import.log" || {
+  tail -n 3 "$work/import.log" >&2
+  echo "gpu.sh: $PYTHON can't import ds_seg's packages: run make setup, name a Python that has them (PYTHON=...), or" >&2
+  echo "collect wheels where there is a network (benchmarks/collect_wheels.sh) and name their folder (WHEELS=...)" >&2
+  exit 2
+}
 VARIANTS=${VARIANTS:-ds_seg,fsdp2,ds_seg_compiled,fsdp2_compiled}
 COMPILED=${COMPILED:-ds_seg_compiled,fsdp2_compiled}
 
@@ -167,6 +171,8 @@ failed=0
 for part in "${parts[@]}"; do
   ends_s=$((SECONDS + ${budget_s[$part]}))
   log=$out/$part.log
+  # of a build that ran out of time in a folder of our own: later ones would wait for it without end
+  [ -z "$extensions" ] || rm -f "$extensions"/*/lock
   echo "$part on $DEVICE, $memory_gib GiB, $(date -u +%FT%TZ)" | tee "$log"
   rm -f "$work"/*.json "$work"/*.status
   "part_$part"

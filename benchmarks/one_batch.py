@@ -104,8 +104,10 @@ def draw_batch(run: RunConfig) -> list[MicroBatch]:
 
 
 def train(step: TwoEngineStep, batches: list[MicroBatch], steps: int) -> dict[str, Any]:
-    """Make steps on the same batches, each until the device is idle."""
+    """Make steps on the same batches, each until the device is idle; the peak of memory is counted from here on."""
     losses, norms, times_s = [], [], []
+    if step.engines.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     for _ in range(steps):
         started = time.perf_counter()
         result = step(0, batches)
@@ -121,7 +123,7 @@ def train(step: TwoEngineStep, batches: list[MicroBatch], steps: int) -> dict[st
 
 
 def measure_memory(step: TwoEngineStep, batches: list[MicroBatch]) -> dict[str, float]:
-    """Peaks so far, of the device and its host; `step_gib`: what one more step allocates beyond what was there."""
+    """Peaks of the steps, on device and host; `step_gib`: what one more step allocates beyond what was there."""
     measured = {}
     if step.engines.device.type == "cuda":
         free, total = torch.cuda.mem_get_info()
@@ -201,9 +203,11 @@ def main() -> int:
         candidate = plan(run, args.gpu_memory or total / GIB, device)
         run = dataclasses.replace(run, deepspeed=dict(candidate.deepspeed), auto_sizes=())
         step = TwoEngineStep(build_engines(run, training=True, weights=None, log=print), run)
+        built_gib = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else None
         batches = draw_batch(run)
         figures = summarise(run, candidate, step, train(step, batches, args.steps))
         figures |= {"memory": measure_memory(step, batches), "memory_predicted": predict_memory(candidate)}
+        figures["allocated_gib_while_building"] = built_gib
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -42,6 +42,7 @@ def test_what_has_no_time_left_is_named_and_the_next_part_goes_on(tmp_path):
         ("benchmarks/gpu.sh", ["--quick"], {}, "no option --quick"),
         ("benchmarks/gpu.sh", ["a", "b"], {}, "one folder for the figures, got a and b"),
         ("benchmarks/gpu.sh", [], {"PYTHON": "/bin/false"}, "can't import ds_seg's packages: run make setup"),
+        ("benchmarks/gpu.sh", ["fit"], {"MEMORY_GIB": 24}, "a GPU of 24 GiB is too small"),
         ("benchmarks/collect_wheels.sh", [], {}, "name a folder"),
         ("benchmarks/collect_wheels.sh", ["x", "--glibc"], {}, "--glibc needs a value"),
         ("benchmarks/collect_wheels.sh", ["x", "--python", "2.7"], {}, "--python 2.7: want 3.10, 3.11 or 3.12"),
