@@ -27,6 +27,7 @@ from workload import scale_taps
 from ds_seg import distributed
 from ds_seg.config import RunConfig, RunOptions, build_run_config
 from ds_seg.config.files import read_config_file, resolve_config_path
+from ds_seg.config.overrides import parse_overrides
 from ds_seg.data.loader import MicroBatch
 from ds_seg.engine.step import TwoEngineStep
 from ds_seg.errors import UserError
@@ -51,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="crops at once, and crops a step, instead of the run's")
     parser.add_argument("--checkpointing", choices=POLICIES, help="instead of the run's")
     parser.add_argument("--deepspeed-config", metavar="F", help="instead of the run's")
+    parser.add_argument("--cfg-options", nargs="+", metavar="K=V", default=[], help="change config values, as in MMSeg")
     parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="to plan for (default: what the device has)")
     parser.add_argument("--steps", type=int, default=10, help=f"of which the first {_WARMUP_STEPS} are not timed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
@@ -67,7 +69,7 @@ def build_run(args: argparse.Namespace) -> RunConfig:
         ConfigError: an option does not fit the run.
     """
     backbone = read_config_file(resolve_config_path(args.config), {}).model.backbone
-    options: dict[str, Any] = {"lr_config.warmup_iters": 0}
+    options: dict[str, Any] = {"lr_config.warmup_iters": 0, **parse_overrides(args.cfg_options)}
     if args.depth:
         taps = scale_taps(backbone.out_indices, backbone.depth, args.depth)
         options |= {"model.backbone.depth": args.depth, "model.backbone.out_indices": taps}
