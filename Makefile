@@ -11,7 +11,7 @@ help:
 	@echo "make test-faults  set up, kill, stop, starve and damage real runs, print what became of them (docs/faults.md)"
 	@echo "make check   set up, lint and type-check"
 	@echo "make bench   set up, measure the training step side by side with FSDP2 and DDP"
-	@echo "make setup   only make .venv (PYTHON=..., TORCH=torch==2.13.0)"
+	@echo "make setup   only make .venv (PYTHON=..., TORCH=torch==2.13.0, WHEELS=folder without a network)"
 
 setup:
 	@bash scripts/setup.sh

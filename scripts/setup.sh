@@ -3,27 +3,27 @@
 #
 #   PYTHON=/path/to/python   the interpreter to use (3.10 to 3.12); found by itself otherwise
 #   TORCH="torch==2.11.0"    what to install where the interpreter has no torch of its own
+#   WHEELS=folder            install from a folder that benchmarks/collect_wheels.sh made, without a network
 #
 # A torch that the interpreter already has is used as it is, and so is its torchvision. pip's own
 # settings (find-links, index, proxy) are respected: on a machine without a GPU, point them to a CPU build.
 set -euo pipefail
+wheels=
+if [ -n "${WHEELS:-}" ]; then
+  wheels=$(cd "$WHEELS" 2>/dev/null && pwd) && compgen -G "$wheels/mmcv_full-*.whl" >/dev/null || {
+    echo "setup: WHEELS=$WHEELS is no folder with wheels of ds_seg's packages. Make one where there is a network:" >&2
+    echo "  benchmarks/collect_wheels.sh $WHEELS" >&2
+    exit 2
+  }
+fi
 cd "$(dirname "$0")/.."
+. scripts/python.sh
 
 stamp=.venv/.ds_seg_setup
-fingerprint=$(cat constraints.txt pyproject.toml scripts/setup.sh | cksum)
+fingerprint=$(cat constraints.txt pyproject.toml scripts/setup.sh scripts/python.sh | cksum)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$fingerprint" ]; then exit 0; fi
 
-supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
-if [ -z "${PYTHON:-}" ]; then
-  for candidate in python3 python3.11 python3.12 python3.10 python; do
-    if command -v "$candidate" >/dev/null && supported "$candidate"; then PYTHON=$candidate; break; fi
-  done
-fi
-if [ -z "${PYTHON:-}" ] || ! supported "$PYTHON"; then
-  echo "setup: no Python 3.10, 3.11 or 3.12 found. Install one, or name it: make setup PYTHON=/path/to/python" >&2
-  exit 2
-fi
-
+find_python setup
 say() { echo "setup: $*"; }
 say "making .venv with $("$PYTHON" --version)"
 rm -rf .venv
@@ -34,41 +34,52 @@ rm -rf .venv
 python=.venv/bin/python
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-cp constraints.txt "$work/constraints.txt"
 
 torch_folder=$("$PYTHON" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' 2>/dev/null || true)
+if [ -n "$wheels" ] && compgen -G "$wheels/torch-*.whl" >/dev/null; then torch_folder=; fi
 if [ -n "$torch_folder" ]; then
   say "using the torch found in $torch_folder"
   site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   echo "$torch_folder" >"$site/existing_torch.pth"
-  grep -vE '^(torch|torchvision)==' constraints.txt >"$work/constraints.txt"
-  "$python" -c 'import torch; print("torch==" + torch.__version__)' >>"$work/constraints.txt"
-else
-  say "installing ${TORCH:=torch==2.13.0}"
-  "$python" -m pip install -qq "$TORCH"
-  if [ "$TORCH" != torch==2.13.0 ]; then
+fi
+
+install_from_network() {
+  cp constraints.txt "$work/constraints.txt"
+  if [ -n "$torch_folder" ]; then
     grep -vE '^(torch|torchvision)==' constraints.txt >"$work/constraints.txt"
+    "$python" -c 'import torch; print("torch==" + torch.__version__)' >>"$work/constraints.txt"
+  else
+    say "installing ${TORCH:=torch==2.13.0}"
+    "$python" -m pip install -qq "$TORCH"
+    if [ "$TORCH" != torch==2.13.0 ]; then
+      grep -vE '^(torch|torchvision)==' constraints.txt >"$work/constraints.txt"
+    fi
   fi
-fi
+  say "installing mmcv-full (built from source without compiled operators)"
+  pip_with_old_setuptools "$python" "$work" install -qq -c "$work/constraints.txt" mmcv-full==1.7.2
+  say "installing ds_seg and its other packages"
+  "$python" -m pip install -qq -c "$work/constraints.txt" -e '.[dev]'
+  if [ -n "$torch_folder" ]; then
+    # what lies beside the torch that was found counts as installed, but its commands are not in .venv/bin
+    "$python" -m pip install -qq -c "$work/constraints.txt" --ignore-installed --no-deps deepspeed ruff mypy pytest
+  fi
+}
 
-# mmcv-full is a source package whose setup imports pkg_resources, gone from setuptools 81 on. pip's
-# option that constrains the build environment got its own name in 25.3.
-echo 'setuptools<81' >"$work/build.txt"
-if "$python" -c 'import pip, sys; sys.exit(tuple(map(int, pip.__version__.split(".")[:2])) < (25, 3))'; then
-  export PIP_BUILD_CONSTRAINT=$work/build.txt
-else
-  export PIP_CONSTRAINT=$work/build.txt
-fi
-say "installing mmcv-full (built from source without compiled operators)"
-"$python" -m pip install -qq -c "$work/constraints.txt" mmcv-full==1.7.2
-unset PIP_BUILD_CONSTRAINT PIP_CONSTRAINT
+# The folder has one version of each package that this machine lacks, so there is nothing to resolve.
+install_from_wheels() {
+  if [ -z "$torch_folder" ] && ! compgen -G "$wheels/torch-*.whl" >/dev/null; then
+    echo "setup: neither $PYTHON nor $wheels has torch. Name a Python that has it (PYTHON=...), or collect the" >&2
+    echo "wheels again without --without-torch." >&2
+    exit 2
+  fi
+  say "installing the wheels in $wheels"
+  find "$wheels" -name '*.whl' ! -name 'ds_seg-*' >"$work/wheels.txt"
+  "$python" -m pip install -qq --no-index --no-deps --ignore-installed -r "$work/wheels.txt"
+  "$python" -m pip install -qq --no-index --find-links "$wheels" --no-deps -e .
+  "$python" -m pip check || say "what pip misses above may be there under another name; the import test decides"
+}
 
-say "installing ds_seg and its other packages"
-"$python" -m pip install -qq -c "$work/constraints.txt" -e '.[dev]'
-if [ -n "$torch_folder" ]; then
-  # what lies beside the torch that was found counts as installed, but its commands are not in .venv/bin
-  "$python" -m pip install -qq -c "$work/constraints.txt" --ignore-installed --no-deps deepspeed ruff mypy pytest
-fi
+if [ -n "$wheels" ]; then install_from_wheels; else install_from_network; fi
 "$python" -c 'import ds_seg.openmmlab, mmseg.models, deepspeed' >"$work/import.log" 2>&1 || {
   cat "$work/import.log" >&2
   echo "setup: the installed packages do not import together; see above" >&2

@@ -1,15 +1,19 @@
-"""Write what `ds-seg plan` predicts into the head of every InternViT run file."""
+"""Write what `ds-seg plan` predicts: into the head of every InternViT run file, docs/plans.md and the README."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+from plans_page import format_headlines, format_page, print_plans, put_headlines, run_command
+
 from ds_seg.config import RunOptions, build_run_config
 from ds_seg.config.files import RUNS_FOLDER
 from ds_seg.planning.headline import START, describe_cost
 from ds_seg.planning.search import Planner
 from ds_seg.planning.step_costs import Known
+
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 def put_line(text: str, line: str) -> str:
@@ -26,6 +30,9 @@ def list_run_files() -> list[Path]:
 
 def main() -> int:
     """Update every file."""
+    plans, readme = print_plans(run_command), _ROOT / "README.md"
+    (_ROOT / "docs" / "plans.md").write_text(format_page(plans), encoding="utf-8")
+    readme.write_text(put_headlines(readme.read_text(encoding="utf-8"), format_headlines(plans)), encoding="utf-8")
     known: Known = {}
     for path in list_run_files():
         line = describe_cost(Planner(build_run_config(RunOptions(str(path)), 1), known))

@@ -1,8 +1,9 @@
-"""Longest first, so that two test processes end at about the same time."""
+"""The devices that tests run on; longest first, so that two test processes end at about the same time."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 pytest_plugins = ["measured_rows", "fidelity"]
 LONGEST_FIRST = (
@@ -10,6 +11,14 @@ LONGEST_FIRST = (
     "test_camvid test_demo test_bad_input test_resume test_elastic_samples test_recipes test_engine_distributed "
     "test_heads_and_losses test_ema_distributed test_benchmark"
 ).split()
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """What is computed on: the CPU, and in a second run of the test a CUDA GPU where there is one."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU: torch sees none")
+    return request.param
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -38,10 +38,10 @@ def command(processes: int, *arguments: str, launcher: str) -> list[str]:
     return [*deepspeed, "--module", "ds_seg", *arguments]
 
 
-def environment(**extra: str) -> dict[str, str]:
-    """This process's environment for CPU runs without a wandb account."""
+def environment(device: str = "cpu", **extra: str) -> dict[str, str]:
+    """This process's environment for runs on a device, `cpu` or `cuda`."""
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": path, **extra}
+    return {**os.environ, "DS_ACCELERATOR": device, "OMP_NUM_THREADS": "1", "PATH": path, **extra}
 
 
 class Cli:

@@ -80,6 +80,19 @@ def planner_parameters(found):
     return found["traffic_bytes_a_micro_batch"]["gathered_forward"] / 2
 
 
+def test_the_page_and_the_readme_say_what_the_command_prints(ds_seg_plan, monkeypatch):
+    """Written by scripts/write_plans.py."""
+    root = CONFIGS_ROOT.parent
+    monkeypatch.syspath_prepend(str(root / "scripts"))
+    import plans_page
+
+    plans = plans_page.print_plans(lambda _run, *arguments: ds_seg_plan(*arguments, "--force")[1])
+    assert len(plans) == len(plans_page.PLANS) and all("recommended" in printed for printed in plans.values())
+    assert (root / "docs" / "plans.md").read_text() == plans_page.format_page(plans)
+    readme = (root / "README.md").read_text()
+    assert plans_page.put_headlines(readme, plans_page.format_headlines(plans)) == readme
+
+
 def test_files_are_not_replaced_silently(ds_seg_plan):
     assert ds_seg_plan("--gpus", 8)[0] == 0
     code, message = ds_seg_plan("--gpus", 8)

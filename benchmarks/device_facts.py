@@ -1,0 +1,132 @@
+"""What a machine is, and how fast: versions, device, and measured rates of matrix products and copies, as JSON.
+
+The rates are what figures of a training step on this machine are to be held against; random data, medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+GIB = 2**30
+_PACKAGES = ("ds_seg", "torch", "triton", "torchvision", "deepspeed", "mmcv-full", "mmsegmentation", "numpy")
+_QUERY = "name,driver_version,memory.total,clocks.max.sm,clocks.sm,power.limit,temperature.gpu"
+_REPEATS = 20
+# rows, columns summed over, columns: a large square, and the MLP's first product of 8 crops of 504 px in the 6B model
+_PRODUCTS = {"cuda": ((8192, 8192, 8192), (10376, 3200, 12800)), "cpu": ((512, 512, 512), (136, 320, 1280))}
+_COPY_BYTES = {"cuda": GIB, "cpu": GIB // 64}
+
+
+def measure_s(work: Callable[[], object], device: torch.device) -> float:
+    """Median seconds of a piece of work, each time until the device is idle."""
+    times_s = []
+    for _ in range(_REPEATS + 3):
+        _wait(device)
+        started = time.perf_counter()
+        work()
+        _wait(device)
+        times_s.append(time.perf_counter() - started)
+    return statistics.median(times_s[3:])
+
+
+def measure_products(device: torch.device) -> dict[str, float]:
+    """TFLOP/s of bf16 matrix products, by their shape."""
+    rates = {}
+    for rows, inner, columns in _PRODUCTS[device.type]:
+        a, b = (torch.randn(shape, device=device).bfloat16() for shape in ((rows, inner), (inner, columns)))
+        rates[f"{rows} x {inner} x {columns}"] = 2 * rows * inner * columns / measure_s(lambda: a @ b, device) / 1e12  # noqa: B023
+    return rates
+
+
+def measure_copies(device: torch.device) -> dict[str, float]:
+    """GB/s of copies within the device, bytes read and written, and from and to host memory where there is another."""
+    size = _COPY_BYTES[device.type]
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    rates = {"within the device": 2 * size / measure_s(lambda: target.copy_(source), device) / 1e9}
+    if device.type == "cuda":
+        for pinned in (True, False):
+            host = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+            kind = "pinned" if pinned else "unpinned"
+            rates[f"from {kind} host memory"] = size / measure_s(lambda: target.copy_(host), device) / 1e9  # noqa: B023
+            rates[f"to {kind} host memory"] = size / measure_s(lambda: host.copy_(source), device) / 1e9  # noqa: B023
+    return rates
+
+
+def describe_versions() -> dict[str, str]:
+    """Of Python, of the packages, and of what torch was built with."""
+    versions = {
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "libc": " ".join(platform.libc_ver()),
+    }
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    if torch.cuda.is_available():
+        versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+        versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+    return versions
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """Name, memory and settings of the device, and of the host."""
+    host = {"cores": os.cpu_count(), "host_memory_gib": psutil.virtual_memory().total / GIB}
+    if device.type == "cpu":
+        return {"name": platform.processor() or platform.machine(), **host}
+    properties = torch.cuda.get_device_properties(device)
+    command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False) if shutil.which(command[0]) else None
+    return {
+        "name": properties.name,
+        "memory_gib": properties.total_memory / GIB,
+        "free_gib": torch.cuda.mem_get_info()[0] / GIB,
+        "multiprocessors": properties.multi_processor_count,
+        "nvidia_smi": {_QUERY: told.stdout.strip() if told else "not there"},
+        **host,
+    }
+
+
+def main() -> int:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here too")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    facts = {
+        "versions": describe_versions(),
+        "device": describe_device(device),
+        "bf16_tflops": measure_products(device),
+        "copies_gb_per_s": measure_copies(device),
+    }
+    text = json.dumps(facts, indent=2)
+    if args.json:
+        args.json.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return 0
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
