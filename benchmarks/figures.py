@@ -31,7 +31,7 @@ def summarise_variant(
         turns: what step_worker returned, in order.
         global_batch: crops a step, over all processes.
         flops_per_device: of one step.
-        peak_tflops: the device's, None if not known.
+        peak_tflops: the device's by its maker, None if not known; that of plain matrix products is measured.
     """
     times_s = [time_s for turn in turns for time_s in turn["step_s"]]
     median_s = statistics.median(times_s)
@@ -46,7 +46,8 @@ def summarise_variant(
         "images_per_s": global_batch / median_s,
         "tflops_per_device": flops_per_device / median_s / 1e12,
         "mfu": flops_per_device / median_s / (peak_tflops * 1e12) if peak_tflops else None,
-        "memory": turns[-1]["memory"],
+        "mfu_of_products": flops_per_device / median_s / (turns[-1]["rates"]["peak_tflops"] * 1e12),
+        **{name: turns[-1][name] for name in ("memory", "memory_by_rank", "phases_s", "rates")},
         "loss_first": losses[0],
         "loss_last": losses[-1],
         "grad_norm_first": norms[0],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 from collections.abc import Callable
@@ -9,6 +10,22 @@ from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+
+def measure_held_gib(device: torch.device) -> float:
+    """Memory of all tensors that Python knows of, each storage once.
+
+    Args:
+        device: where they are.
+    """
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated() / 2**30
+    storages = {}
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device.type == "cpu":  # no wrappers, no fakes
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values()) / 2**30
 
 
 def measure_step_gib(step: Callable[[], object], device: torch.device) -> float:

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 import torch
 from memory import measure_step_gib
+from predictions import plan, predict_memory
 from workload import scale_taps
 
 from ds_seg import distributed
@@ -31,16 +32,12 @@ from ds_seg.config.overrides import parse_overrides
 from ds_seg.data.loader import MicroBatch
 from ds_seg.engine.step import TwoEngineStep
 from ds_seg.errors import UserError
-from ds_seg.models.checkpointing import POLICIES, resolve_policy
-from ds_seg.planning.candidates import Batch, Candidate, build_candidate
-from ds_seg.planning.hardware import GIB, Hardware
-from ds_seg.planning.model_size import measure_model
-from ds_seg.planning.step_costs import simulate_costs
+from ds_seg.models.checkpointing import POLICIES
+from ds_seg.planning.candidates import Candidate
+from ds_seg.planning.hardware import GIB
 from ds_seg.session import build_engines
 from ds_seg.summary import describe_backbone, describe_heads
 
-_RESERVE = "CUDA context and fragmentation"
-_RESIDENT = ("parameters", "gradients", "master", "moments", "reduce buckets", "live parameters", "head")
 _WARMUP_STEPS = 2
 
 
@@ -78,16 +75,6 @@ def build_run(args: argparse.Namespace) -> RunConfig:
     if args.checkpointing:
         options["model.backbone.checkpointing"] = args.checkpointing
     return build_run_config(RunOptions(args.config, deepspeed_config=args.deepspeed_config, cfg_options=options), 1)
-
-
-def plan(run: RunConfig, memory_gib: float, device: torch.device) -> Candidate:
-    """What `ds-seg plan` predicts of the run as it is configured, on this one device."""
-    on_cpu = device.type == "cpu"
-    policy = resolve_policy(run.model.backbone.get("checkpointing"), run.model.backbone.get("with_cp"))
-    cost = simulate_costs(run, (policy,), fused_norms=not on_cpu).of(policy, run.micro_batch)
-    hardware = Hardware(1, 1, memory_gib, context_gib=0.0 if on_cpu else Hardware.context_gib)
-    batch = Batch(1, run.micro_batch, run.accumulation_steps, run.schedule.max_steps)
-    return build_candidate(run, measure_model(run.model), cost, hardware, batch, policy, run.deepspeed)
 
 
 def draw_batch(run: RunConfig) -> list[MicroBatch]:
@@ -136,20 +123,6 @@ def measure_memory(step: TwoEngineStep, batches: list[MicroBatch]) -> dict[str, 
         }
     measured["step_gib"] = measure_step_gib(lambda: step(0, batches), step.engines.device)
     return measured
-
-
-def predict_memory(candidate: Candidate) -> dict[str, Any]:
-    """The plan's figures for what `measure_memory` measures, and its parts."""
-    parts = {name: size / GIB for name, size in candidate.gpu_bytes.items()}
-    allocated_gib = sum(parts.values()) - parts[_RESERVE]
-    resident_gib = sum(gib for name, gib in parts.items() if name in _RESIDENT or name.startswith("averages"))
-    return {
-        "gpu_gib": candidate.gpu_gib,
-        "allocated_gib": allocated_gib,
-        "step_gib": allocated_gib - resident_gib,
-        "host_gib": candidate.host_gib,
-        "parts_gib": parts,
-    }
 
 
 def summarise(run: RunConfig, candidate: Candidate, step: TwoEngineStep, trained: dict[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,16 @@ import datetime
 import json
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 import torch.distributed as dist
-from memory import measure_step_gib
+from device_facts import measure_copies, measure_products, measure_s
+from memory import measure_held_gib, measure_step_gib
+from phases import COLLECTIVES, measure_collectives_s, split_step
 from variants import VARIANTS, Step
 from workload import Workload
 
@@ -25,6 +28,7 @@ from ds_seg import distributed
 from ds_seg.config import RunConfig
 
 PATIENCE = datetime.timedelta(hours=1)
+_GATHERED_BYTES = 2**23
 
 
 def main() -> None:
@@ -62,9 +66,9 @@ def _serve(name: str, variant: str, folder: Path, store: dist.Store, before_gib:
             return
         result = _take_turn(workload, run, step, done, order["warmup"], order["steps"])
         done += order["warmup"] + order["steps"]
-        if order["measure_memory"]:
-            result["memory"] = _measure_memory(workload, run, step, done, before_gib)
-            done += 1
+        if order["measure_more"]:
+            result |= _measure_more(workload, run, step, done, before_gib)
+            done += 3
         if distributed.is_main():
             store.set(f"{key}/result", json.dumps(result))
 
@@ -92,17 +96,51 @@ def _take_turn(workload: Workload, run: RunConfig, step: Step, done: int, warmup
     }
 
 
-def _measure_memory(workload: Workload, run: RunConfig, step: Step, index: int, before_gib: float) -> dict[str, Any]:
-    """Peaks over ranks: GPU memory, the resident set, its growth since the start, what one more step allocates."""
+def _measure_more(workload: Workload, run: RunConfig, step: Step, done: int, before_gib: float) -> dict[str, Any]:
+    """Memory, and the phases of a step, by rank; three more steps, which count for nothing else."""
+    device = distributed.device()
+    batches = [workload.draw_batch(run, index) for index in range(done, done + 3)]
+    memory = _measure_memory(lambda: step(done, batches[0]), before_gib)
+    distributed.barrier()
+    phases = split_step(lambda: step(done + 1, batches[1]), step.timed, device)
+    distributed.barrier()
+    phases[COLLECTIVES] = measure_collectives_s(lambda: step(done + 2, batches[2]), device)
+    memories, all_phases, rates = zip(*distributed.gather_objects((memory, phases, _measure_rates())), strict=True)
+    return {
+        "memory": {name: max(rank[name] for rank in memories) for name in memory},
+        "memory_by_rank": list(memories),
+        "phases_s": {name: max(rank[name] for rank in all_phases) for name in phases},
+        "rates": {name: min(rank[name] for rank in rates) for name in rates[0]},
+    }
+
+
+def _measure_rates() -> dict[str, float]:
+    """What this process reaches while the others do the same, by the names of the planner's `Hardware`."""
+    device = distributed.device()
+    distributed.barrier()
+    rates = {"peak_tflops": max(measure_products(device).values())}
+    rates["hbm_gb_per_s"] = measure_copies(device)["within the device"]
+    part = torch.zeros(_GATHERED_BYTES // distributed.world_size(), dtype=torch.uint8, device=device)
+    whole = torch.empty(part.numel() * distributed.world_size(), dtype=torch.uint8, device=device)
+    gather_s = measure_s(lambda: dist.all_gather_into_tensor(whole, part), device)
+    rates["nvlink_gb_per_s"] = whole.numel() / gather_s / 1e9
+    return rates
+
+
+def _measure_memory(step: Callable[[], object], before_gib: float) -> dict[str, float]:
+    """GiB of this rank: GPU memory, the resident set and its growth since the start, and tensors.
+
+    `allocated_gib` is the peak of all tensors in a step, `step_gib` what a step takes beyond those there before it.
+    """
     resident_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     measured = {"resident_gib": resident_gib, "resident_growth_gib": resident_gib - before_gib}
     device = distributed.device()
     if device.type == "cuda":
         measured["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    batch = workload.draw_batch(run, index)
-    measured["step_gib"] = measure_step_gib(lambda: step(index, batch), device)
-    of_ranks = distributed.gather_objects(measured)
-    return {name: max(rank[name] for rank in of_ranks) for name in measured}
+    held_gib = measure_held_gib(device)
+    measured["step_gib"] = measure_step_gib(step, device)
+    measured["allocated_gib"] = held_gib + measured["step_gib"]
+    return measured
 
 
 def _resident_gib() -> float:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import deepspeed
 import torch
+from phases import Timed
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -32,8 +34,15 @@ from ds_seg.models.heads import build_heads
 
 from mmseg.models.builder import build_backbone  # isort: skip
 
-Step = Callable[[int, MicroBatch], tuple[float, float]]
-"""(index, this rank's batch) -> (mean loss over ranks, joint gradient norm before clipping)."""
+
+class Step(Protocol):
+    """One training step of a variant."""
+
+    timed: Timed
+
+    def __call__(self, index: int, batch: MicroBatch) -> tuple[float, float]:
+        """Train on this rank's part of a global batch: the mean loss over ranks, the joint norm before clipping."""
+        ...
 
 
 def build_ds_seg(run: RunConfig) -> Step:
@@ -44,13 +53,24 @@ def build_ds_seg(run: RunConfig) -> Step:
             with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0), torch.no_grad():
                 if distributed.is_main():
                     parameter.copy_(draw_matrix(name, parameter.ds_shape, distributed.device()))
-    step = TwoEngineStep(Engines(backbone, heads, run, training=True), run)
+    return TwoEngines(Engines(backbone, heads, run, training=True), run)
 
-    def train(index: int, batch: MicroBatch) -> tuple[float, float]:
-        result = step(index, [batch])
+
+class TwoEngines:
+    """ds_seg's own step."""
+
+    def __init__(self, engines: Engines, run: RunConfig) -> None:
+        self.train = TwoEngineStep(engines, run)
+        self.timed: Timed = {
+            "forward": [(engines.backbone, "forward"), (engines.heads_ddp, "forward")],
+            "backward": [(engines.backbone, "backward")],
+            "optimizer": [(engines.backbone, "step"), (engines.head_optimizer, "step")],
+        }
+
+    def __call__(self, index: int, batch: MicroBatch) -> tuple[float, float]:
+        """Train on one global batch; a collective."""
+        result = self.train(index, [batch])
         return result.losses["loss"], result.grad_norm
-
-    return train
 
 
 def build_fsdp2(run: RunConfig) -> Step:
@@ -98,6 +118,11 @@ class PlainStep:
             build_adamw(build_param_groups(parameters, depth, run.optimizer), run.optimizer)
             for parameters in (named, heads.named_parameters())
         ]
+        self.timed: Timed = {
+            "forward": [(self.backbone, "forward"), (self.heads, "forward")],
+            "backward": [(torch.autograd, "backward")],
+            "optimizer": [(optimizer, "step") for optimizer in self.optimizers],
+        }
 
     def __call__(self, index: int, batch: MicroBatch) -> tuple[float, float]:
         """Train on one global batch; a collective."""

@@ -28,7 +28,7 @@ _RUN_CONFIG = """
 _base_ = [{preset!r}]
 data = dict(
     samples_per_gpu={batch},
-    train=dict(type="CustomDataset", pipeline=[]),
+    train=dict(type="CustomDataset", pipeline=[dict(type="RandomCrop", crop_size=({crop_px}, {crop_px}))]),
     val=dict(type="CustomDataset", pipeline=[]),
 )
 optimizer = dict(
@@ -68,7 +68,7 @@ class Workload:
         """Leave the workload and its run config in a folder, for `read` and `build_run`."""
         folder.mkdir(exist_ok=True)
         (folder / "workload.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
-        text = _RUN_CONFIG.format(preset=str(preset_path(self.preset)), batch=self.batch)
+        text = _RUN_CONFIG.format(preset=str(preset_path(self.preset)), batch=self.batch, crop_px=self.crop_px)
         (folder / "benchmark.py").write_text(text, encoding="utf-8")
 
     def build_run(self, folder: Path) -> RunConfig:

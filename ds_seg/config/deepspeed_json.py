@@ -99,6 +99,17 @@ def resolve_deepspeed(
     return resolved
 
 
+def suit_device(deepspeed: Mapping[str, Any], device_type: str) -> dict[str, Any]:
+    """The config for CPUs or GPUs: gloo's reduce_scatter takes almost twice the time of its all_reduce.
+
+    Args:
+        deepspeed: resolved; what it says of `reduce_scatter` stays.
+        device_type: `cpu` or `cuda`.
+    """
+    scatter = {"reduce_scatter": False} if device_type == "cpu" else {}
+    return {**deepspeed, "zero_optimization": {**scatter, **deepspeed["zero_optimization"]}}
+
+
 def _without_own_linear(zero: Any, faults: Faults) -> Any:
     """DeepSpeed's own linear function breaks the graph of every layer that torch.compile would put into one."""
     if not isinstance(zero, dict):

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ds_seg import distributed
 from ds_seg.config import RunConfig
+from ds_seg.config.deepspeed_json import suit_device
 from ds_seg.engine.adamw import RATE_GROUPS, build_adamw, build_backbone_adamw
 from ds_seg.engine.groups import build_param_groups
 from ds_seg.models.backbone_building import build_backbone
@@ -114,13 +115,6 @@ def _wrap_backbone(backbone: nn.Module, depth: int, run: RunConfig, *, optimize:
         groups = build_param_groups(named, depth, run.optimizer)
         offload = run.deepspeed["zero_optimization"].get("offload_optimizer") or {}
         optimizer = build_backbone_adamw(groups, run.optimizer, offloaded=offload.get("device", "none") != "none")
-    config = _suit_backend(run.deepspeed, distributed.backend())
+    config = suit_device(run.deepspeed, distributed.device().type)
     engine, *_ = deepspeed.initialize(model=backbone, optimizer=optimizer, config=config, dist_init_required=False)
     return engine
-
-
-def _suit_backend(config: dict[str, Any], backend: str) -> dict[str, Any]:
-    """Gloo's reduce_scatter takes almost twice the time of its all_reduce, from which each rank may take its part."""
-    if backend != "gloo":
-        return config
-    return {**config, "zero_optimization": {"reduce_scatter": False, **config["zero_optimization"]}}

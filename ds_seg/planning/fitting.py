@@ -13,6 +13,7 @@ import torch
 
 from ds_seg import distributed
 from ds_seg.config import RunConfig
+from ds_seg.config.deepspeed_json import suit_device
 from ds_seg.errors import ConfigError
 from ds_seg.models.checkpointing import POLICIES, resolve_policy
 from ds_seg.planning.candidates import Batch, Candidate, build_candidate
@@ -76,8 +77,9 @@ def choose_fit(run: RunConfig, *, memory_gib: float, device_type: str) -> Fit:
     costs = simulate_costs(run, policies, fused_norms=not on_cpu)
     hardware = Hardware(run.world_size, 1, memory_gib, **(_CPU if on_cpu else {}))
     batch = Batch(run.world_size, run.micro_batch, run.accumulation_steps, run.schedule.max_steps)
+    deepspeed = suit_device(run.deepspeed, device_type)
     candidates = [
-        build_candidate(run, size, costs.of(policy, run.micro_batch), hardware, batch, policy, run.deepspeed)
+        build_candidate(run, size, costs.of(policy, run.micro_batch), hardware, batch, policy, deepspeed)
         for policy in policies
     ]
     fitting = [candidate for candidate in candidates if candidate.gpu_spare_gib >= 0]

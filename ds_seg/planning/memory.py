@@ -12,9 +12,6 @@ from ds_seg.planning.hardware import GIB, Hardware
 from ds_seg.planning.model_size import ModelSize
 from ds_seg.planning.step_costs import StepCost
 
-_BUCKET_COPIES = 2
-"""The bucket, and the padded copy that reduce_scatter_coalesced makes of it (DeepSpeed 0.19.8)."""
-
 
 @dataclass(frozen=True)
 class States:
@@ -100,11 +97,13 @@ def compute_checkpoint_bytes(size: ModelSize, states: States) -> float:
 
 
 def _compute_buckets(size: ModelSize, states: States) -> float:
+    """The bucket, and the padded copy that DeepSpeed 0.19.8's reduce_scatter_coalesced makes of what is in it."""
     if not size.trainable:
         return 0.0
     bucket = int(states.zero.get("reduce_bucket_size", 500_000_000))
     filled = min(max(bucket, size.largest), size.trainable)
-    return states.parameter_bytes * (bucket + (_BUCKET_COPIES - 1) * filled)
+    copied = filled if states.zero.get("reduce_scatter", True) else 0
+    return states.parameter_bytes * (bucket + copied)
 
 
 def _compute_head_states(size: ModelSize) -> float:
