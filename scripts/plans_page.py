@@ -15,8 +15,8 @@ START, END = "<!-- printed by ds-seg plan: scripts/write_plans.py -->\n", "<!-- 
 _HEADLINES = ("recommended: ", "| memory ", "| together ", "step ", "schedule: ")
 _INTRODUCTION = f"""# Plans for the 6B model
 
-What `ds-seg plan {RUN}` prints for one GPU of 141 GiB and for 1, 8 and 64 of 80 GiB. Predictions: no GPU was at hand
-when they were made. Written by `python scripts/write_plans.py`.
+What `ds-seg plan {RUN}` prints for one GPU of 141 GiB and for 1, 8 and 64 of
+80 GiB. Predictions: no GPU was at hand when they were made. Written by `python scripts/write_plans.py`.
 """
 
 PrintPlan = Callable[..., str]
