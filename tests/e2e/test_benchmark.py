@@ -8,9 +8,11 @@ import pytest
 
 from ds_seg.config import CONFIGS_ROOT
 
-# All variants start from the same weights on the same batches; largest relative differences measured in bf16:
-# first loss and joint gradient norm 7e-8 (3e-6 for DINOv2-S), loss after 4 steps 1.5e-6.
+# All variants start from the same weights on the same batches. Largest relative differences measured from ds_seg: first
+# loss 3e-8 (FSDP2) and 2e-6 (DDP, which computes under autocast), its gradient norm 2.5e-6 and 2.0e-4, loss after 4
+# steps 2.2e-6.
 FIRST_TOLERANCE, LAST_TOLERANCE = 1e-5, 1e-4
+NORM_TOLERANCES = {"fsdp2": 1e-5, "ddp": 1e-3}
 
 
 def run_benchmark(out, *arguments):
@@ -36,8 +38,13 @@ def test_every_figure_is_there(figures):
         assert row["steps"] == 4 and len(row["step_s_by_round"]) == 2, name
         assert row["images_per_s"] == pytest.approx(2 / row["step_s"])
         assert row["mfu"] is None
-        assert row["memory"]["resident_gib"] > row["memory"]["resident_growth_gib"] > row["memory"]["step_gib"] > 0
+        memory = row["memory"]
+        assert memory["resident_gib"] > memory["resident_growth_gib"] > memory["allocated_gib"] > memory["step_gib"] > 0
+        assert len(row["memory_by_rank"]) == 2 and all(rate > 0 for rate in row["rates"].values())
+        assert set(row["phases_s"]) == {"forward", "backward", "optimizer", "rest", "collectives"}
+        assert all(seconds > 0 for seconds in row["phases_s"].values())
         assert row["checkpointing"] == "selective"
+    assert figures["tflop_per_image_counted"] == pytest.approx(figures["tflop_per_image"], rel=1e-3)
     for name in ("step_time_over_fsdp2", "step_time_over_ddp", "memory_over_fsdp2"):
         assert 0.01 < figures["ratios"][name] < 100, name
 
@@ -47,7 +54,7 @@ def test_the_variants_make_the_same_steps(figures):
     for name in ("fsdp2", "ddp"):
         theirs = figures["variants"][name]
         assert theirs["loss_first"] == pytest.approx(ours["loss_first"], rel=FIRST_TOLERANCE)
-        assert theirs["grad_norm_first"] == pytest.approx(ours["grad_norm_first"], rel=FIRST_TOLERANCE)
+        assert theirs["grad_norm_first"] == pytest.approx(ours["grad_norm_first"], rel=NORM_TOLERANCES[name])
         assert theirs["loss_last"] == pytest.approx(ours["loss_last"], rel=LAST_TOLERANCE)
     assert ours["loss_first"] != ours["loss_last"]
 

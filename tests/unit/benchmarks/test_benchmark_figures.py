@@ -1,8 +1,11 @@
 """The arithmetic of the step benchmark, and its own mistakes and its user's, each with one message."""
 
+import argparse
 import json
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +22,7 @@ BENCHMARKS = CONFIGS_ROOT.parent / "benchmarks"
 def benchmarks_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("figures", "memory", "step", "workload"):
+    for name in ("contestant", "figures", "memory", "phases", "predictions", "results", "step", "workload"):
         sys.modules.pop(name, None)
 
 
@@ -37,7 +40,10 @@ def turn(*step_s, memory=2.0):
         "cpu_s": step_s,
         "loss": [1.0, 0.5],
         "grad_norm": [3.0, 2.0],
-        "memory": {"m": memory, "step_gib": 0.5},
+        "memory": {"m": memory, "step_gib": 0.5, "allocated_gib": 1.0},
+        "memory_by_rank": [{"m": memory}],
+        "phases_s": {"forward": 0.5},
+        "rates": {"peak_tflops": 494.5},
     }
 
 
@@ -48,7 +54,8 @@ def test_figures_of_a_variant():
     assert found["step_s"] == 4.0
     assert found["step_s_by_round"] == [2.0, 4.0]
     assert found["images_per_s"] == 2.0
-    assert found["mfu"] == pytest.approx(0.25)
+    assert found["mfu"] == pytest.approx(0.25) and found["mfu_of_products"] == pytest.approx(0.5)
+    assert found["phases_s"] == {"forward": 0.5}
     assert (found["loss_first"], found["loss_last"], found["steps"]) == (1.0, 0.5, 4)
     assert find_peak_tflops("some CPU") is None
 
@@ -90,15 +97,70 @@ def test_the_memory_of_a_step_is_its_peak():
     assert measure_step_gib(step, torch.device("cpu")) * 2**30 == pytest.approx(4 * mib, rel=1e-3)
 
 
-def test_contestants_are_the_rivals_or_the_policies():
-    from step import list_contestants
+def test_contestants_are_the_variants_or_the_policies():
+    from step import list_contestants, read_variants
 
     workload = build_workload(checkpointing="selective")
-    rivals = list_contestants(False, workload)
-    assert rivals == {name: (name, workload) for name in ("ds_seg", "fsdp2", "ddp")}
-    policies = list_contestants(True, workload)
+    names = read_variants("ds_seg,fsdp2_compiled")
+    variants = list_contestants(argparse.Namespace(policies=False, variants=names), workload)
+    compiled = build_workload(checkpointing="selective", compile=True)
+    assert variants == {"ds_seg": ("ds_seg", workload), "fsdp2_compiled": ("fsdp2", compiled)}
+    policies = list_contestants(argparse.Namespace(policies=True), workload)
     assert [variant for variant, _ in policies.values()] == ["ds_seg"] * 3
     assert [its.checkpointing for _, its in policies.values()] == list(policies) == ["none", "selective", "block"]
+    for wrong in ("", "ds_seg,fsdp3", "ddp,ddp"):
+        with pytest.raises(argparse.ArgumentTypeError, match="want some of ds_seg, fsdp2, ddp, ds_seg_compiled"):
+            read_variants(wrong)
+
+
+def test_a_plan_is_compared_with_what_was_measured():
+    from predictions import compare_with_plan
+
+    parts = {"parameters": 1.0, "moments": 2.0, "activations": 1.0, "CUDA context and fragmentation": 0.5}
+    candidate = SimpleNamespace(
+        gpu_bytes={name: gib * 2**30 for name, gib in parts.items()},
+        gpu_gib=4.5,
+        host_gib=1.0,
+        time=SimpleNamespace(total_s=3.0),
+    )
+    found = compare_with_plan(candidate, {"step_s": 2.0, "memory": {"allocated_gib": 5.0, "step_gib": 1.0, "x": 1.0}})
+    assert found == {
+        "allocated_gib": {"predicted": 4.0, "measured": 5.0, "error": pytest.approx(-0.2)},
+        "step_gib": {"predicted": 1.0, "measured": 1.0, "error": 0.0},
+        "step_s": {"predicted": 3.0, "measured": 2.0, "error": 0.5},
+    }
+
+
+def test_phases_are_timed_and_put_back():
+    from phases import PhaseClock, merged_length, split_step
+
+    class Model:
+        def forward(self):
+            time.sleep(0.02)
+            return 7
+
+    model = Model()
+    split = split_step(
+        lambda: model.forward() + model.forward(), {"forward": [(model, "forward")]}, torch.device("cpu")
+    )
+    assert 0.04 <= split["forward"] < 0.2 and 0 <= split["rest"] < 0.1
+    clock = PhaseClock({"forward": [(model, "forward")]}, torch.device("cpu"))
+    with clock:
+        assert model.forward() == 7
+    timed = clock.seconds["forward"]
+    model.forward()
+    assert clock.seconds["forward"] == timed > 0
+    assert merged_length([(5, 7), (0, 2), (1, 3), (6, 6.5)]) == 5
+
+
+def test_memory_that_is_held_is_counted_once():
+    from memory import measure_held_gib
+
+    before = measure_held_gib(torch.device("cpu"))
+    tensor = torch.ones(2**18)
+    view = tensor[2:]
+    assert (measure_held_gib(torch.device("cpu")) - before) * 2**30 == pytest.approx(2**20, abs=2**12)
+    assert len(view) == 2**18 - 2
 
 
 def test_taps_keep_their_relative_height():
@@ -127,7 +189,7 @@ def test_a_crop_that_the_patch_does_not_divide(tmp_path):
 
 
 def test_processes_that_end_without_a_result_are_reported_with_their_log(tmp_path):
-    from step import Contestant
+    from contestant import Contestant
 
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     message = r"(?s)variant 'ours' ended with code 1 in turn 1.*No such file or directory: .*workload\.json"
@@ -135,7 +197,7 @@ def test_processes_that_end_without_a_result_are_reported_with_their_log(tmp_pat
         pytest.raises(RuntimeError, match=message),
         Contestant("ours", "ds_seg", build_workload(), tmp_path, store) as ours,
     ):
-        ours.take_turn(warmup=0, steps=1, measure_memory=False)
+        ours.take_turn(warmup=0, steps=1, measure_more=False)
 
 
 def test_a_workload_survives_its_file(tmp_path):
