@@ -121,7 +121,7 @@ class Watchdog:
         waiting = self._answered == self._heartbeat.answered and not self._heartbeat.lost
         self._unanswered_s = self._unanswered_s + elapsed_s if waiting else 0.0
         self._answered = self._heartbeat.answered
-        if self._unanswered_s > self._timeout_s * max((beat.patience for beat in beats.values()), default=1.0):
+        if self._unanswered_s > self._timeout_s:
             keeper = "the launcher" if _launcher_keeps_the_store() else "rank 0"
             self._end_alone(
                 f"{keeper}, which keeps the rendezvous store, has not answered for {self._unanswered_s:.0f} s: its "
