@@ -21,7 +21,7 @@ from processes import MARK, SHARED_MEMORY, Process, RunProcesses
 
 INJECTED = Path(__file__).parent / "injected"
 _POLL_S = 0.05
-_ORDINARY = re.compile(r"^(step \d+/|saved |evaluation at|[+|]|\s*$)")
+_ORDINARY = re.compile(r"^(step \d+/|saved |evaluation at|warning: \d+% of the last \d+ steps|[+|]|\s*$)")
 """Lines that tell of no fault."""
 
 unfinished: list[Life] = []
