@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_seg import distributed
+from ds_seg.collector import resume_collector
 from ds_seg.errors import EXIT_OK, ConfigError, DataError, UserError
 
 # What needs torch or mmseg is imported inside the functions, so that --help answers at once.
@@ -61,6 +62,7 @@ def check_dataset(args: argparse.Namespace) -> int:
     from ds_seg.data.survey import survey_datasets
     from ds_seg.tracking.files import write_json_atomic
 
+    resume_collector()
     config = read_config_file(resolve_config_path(args.config), parse_overrides(args.cfg_options))
     datasets = _open_datasets(config)
     survey = survey_datasets(datasets, workers=args.workers, progress=True)
@@ -108,6 +110,7 @@ def check_environment(args: argparse.Namespace) -> int:
     from ds_seg.tracking.files import write_json_atomic
 
     checks = inspect_environment(args.work_dir)
+    resume_collector()
     print(format_checks(checks))
     broken = [check for check in checks if check.verdict == BROKEN]
     if args.json:

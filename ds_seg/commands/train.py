@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ds_seg import distributed
+from ds_seg.collector import resume_collector
 from ds_seg.commands.arguments import add_config_arguments, run_options
 from ds_seg.errors import EXIT_OK, StoppedBySignal
 
@@ -120,6 +121,7 @@ def train(run: RunConfig) -> None:
     from ds_seg.workdir import open_work_dir, set_newer_checkpoints_aside
     from ds_seg.workdir_lock import hold_work_dir
 
+    resume_collector()
     enter_phase("opening the datasets")
     train_set, val_set = open_dataset(run, "train"), open_dataset(run, "val")
     with contextlib.ExitStack() as stack:

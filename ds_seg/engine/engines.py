@@ -8,6 +8,7 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch._dynamo  # optimizers, DDP and ZeRO-3 import it at their first call; here the collector is paused meanwhile
 from deepspeed.runtime import compiler
 from deepspeed.utils import set_z3_leaf_modules
 from torch import nn
