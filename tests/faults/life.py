@@ -66,8 +66,7 @@ class Life:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         mark = uuid.uuid4().hex
-        # DeepSpeed's import of a compiled optimizer, which nothing here runs, is a quarter of a start's processor time
-        env = command_line.environment(**{MARK: mark, "TORCHDYNAMO_DISABLE": "1"}, **(environment or {}))
+        env = command_line.environment(**{MARK: mark}, **(environment or {}))
         self._fault_log = folder / f"fault-{mark}.jsonl"
         if fault:
             paths = [str(INJECTED), *filter(None, [env.get("PYTHONPATH")])]
