@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="path of an MMSeg 0.x config, or the name of a run")
     parser.add_argument("--cfg-options", nargs="+", metavar="K=V", default=[], help="change config values, as in MMSeg")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything that was found to this file")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = distributed.usable_cores()
     parser.add_argument(
         "--workers",
         type=int,
