@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ds_seg import __version__
+from ds_seg.collector import pause_collector
 from ds_seg.errors import EXIT_FAULT, EXIT_INTERRUPTED, DsSegError
 
 _REPORT_WAIT_S = 10.0
@@ -21,6 +22,7 @@ _REPORT_WAIT_S = 10.0
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, run the command, and end the process with its exit code."""
+    pause_collector()
     _hush_third_parties()
     from ds_seg import distributed
     from ds_seg.commands import add_commands

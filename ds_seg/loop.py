@@ -24,6 +24,7 @@ from ds_seg.errors import TrainingDiverged
 from ds_seg.evaluation.evaluate import EvaluationResult
 from ds_seg.supervision import stop
 from ds_seg.supervision.progress import SLOW, enter_phase
+from ds_seg.tracking.data_wait import DataWait
 from ds_seg.tracking.tracker import Tracker
 
 Evaluate = Callable[[int], EvaluationResult]
@@ -34,6 +35,8 @@ class LoopRecord:
     """What the summary needs to know of a loop."""
 
     step_times_s: list[float] = field(default_factory=list)
+    data_wait_share: float | None = None
+    """Of the steps' time, 0..1, on the rank that waited longest; None before the second step."""
     evaluation: EvaluationResult | None = None
     stopped: str | None = None
     """Why the loop ended before the last step, and how to go on; None if it did not."""
@@ -68,6 +71,13 @@ class TrainingLoop:
         self._train_step = TwoEngineStep(engines, run)
         self._saver = CheckpointSaver(engines, run, ema, tracker.info)
         self._saved, self._saved_state = resumed_from, copy.deepcopy(state)
+        self._data_wait = DataWait(
+            run.log_interval_steps,
+            workers=run.workers,
+            cores=distributed.usable_cores(),
+            processes=distributed.local_world_size(),
+        )
+        self._told_of_data_wait = False
 
     def __call__(self, loader: Iterable[MicroBatch]) -> LoopRecord:
         """Train to the end, or until the run is to stop, which saves a checkpoint.
@@ -81,6 +91,7 @@ class TrainingLoop:
             DataError: more samples could not be read than the run may replace.
         """
         self._train_step.scheduled_steps = self.state.scheduled_steps
+        self._data_wait.start()
         with contextlib.closing(stop.Leavable(loader)) as batches:
             try:
                 if self.state.evaluation_due:
@@ -94,7 +105,7 @@ class TrainingLoop:
 
     def _one_step(self, batches: Iterator[MicroBatch]) -> None:
         started = time.perf_counter()
-        micro_batches, waited_s = self._fetch(batches)
+        micro_batches, waited_s, longest_wait_s = self._fetch(batches)
         self._note_bad_samples(micro_batches)
         result = self._train_step(self.state.step, micro_batches)
         if self.ema is not None and not result.skipped:
@@ -103,8 +114,20 @@ class TrainingLoop:
         self.record.step_times_s.append(step_time_s)
         stop.pace.note_step(step_time_s)
         self._count(result)
-        self.tracker.log_step(self._row(result, step_time_s, waited_s))
+        self.tracker.log_step(
+            self._row(result, step_time_s, waited_s), self._note_data_wait(longest_wait_s, step_time_s)
+        )
         self._evaluate_and_save()
+
+    def _note_data_wait(self, longest_wait_s: float, step_time_s: float) -> str:
+        """What the progress line is to tell of it."""
+        self._data_wait.note(longest_wait_s, step_time_s)
+        self.record.data_wait_share = self._data_wait.share
+        told = self._data_wait.describe()
+        if told and not self._told_of_data_wait:
+            self._told_of_data_wait = True
+            self.tracker.warn(self._data_wait.explain())
+        return told
 
     def _note_bad_samples(self, micro_batches: list[MicroBatch]) -> None:
         most = self.run.max_bad_samples
@@ -112,10 +135,13 @@ class TrainingLoop:
             met = [bad for batch in micro_batches for bad in batch.replaced]
             self.state.bad_samples = note_bad_samples(self.state.bad_samples, met, most, self.tracker.warn)
 
-    def _fetch(self, batches: Iterator[MicroBatch]) -> tuple[list[MicroBatch], float]:
-        """The micro-batches of a step and the seconds they took, if all ranks have theirs and none is to stop.
+    def _fetch(self, batches: Iterator[MicroBatch]) -> tuple[list[MicroBatch], float, float]:
+        """The micro-batches of a step, if all ranks have theirs and none is to stop.
 
         A rank that waits for its data can still agree to stop, because no rank begins a step before all have agreed.
+
+        Returns:
+            The micro-batches, the seconds that they took this rank, and those that they took the slowest.
 
         Raises:
             StopRequested: on all ranks alike.
@@ -128,9 +154,11 @@ class TrainingLoop:
             micro_batches = []
         waited_s = time.perf_counter() - started
         enter_phase(f"agreeing to begin step {self.state.step + 1}")
-        if distributed.any_rank(stop.requested() is not None):
+        own = torch.tensor([stop.requested() is not None, waited_s], dtype=torch.float64, device=distributed.device())
+        stopping, longest_wait_s = distributed.reduce_max(own).tolist()
+        if stopping:
             raise stop.StopRequested
-        return micro_batches, waited_s
+        return micro_batches, waited_s, longest_wait_s
 
     def _count(self, result: StepResult) -> None:
         state = self.state

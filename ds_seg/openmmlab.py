@@ -2,7 +2,9 @@
 
 Importing this module makes `import mmcv.runner` and `import mmseg.models` work:
 
-* `torchvision` built for another torch (a CUDA wheel beside a CPU torch) fails to import because its
+* `mmcv.runner` imports all of `torchvision` for a list of models that nothing here asks for. A stand-in imports it when
+  something in it is asked for: half a second of a start, and torch's compiler for commands that train nothing.
+* `torchvision` built for another torch (a CUDA wheel beside a CPU torch) then fails to import because its
   compiled operators are absent. Declaring their schemas is enough, since nothing here calls one.
 * `mmcv._ext`, the compiled operators, is absent from the pure-Python build of mmcv-full. A stand-in
   lets mmseg import; calling an operator raises and tells how to build it.
@@ -19,6 +21,8 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -39,6 +43,26 @@ _torchvision_library: torch.library.Library | None = None
 
 class MissingOperatorError(ConfigError):
     """A compiled operator of mmcv was called where there is none: the config asks for what needs it."""
+
+
+class LaterTorchvision(types.ModuleType):
+    """Stand-in for `torchvision`: the real one takes its place, mended, when something in it is asked for.
+
+    Args:
+        spec: of the real one, whose place and parts anybody may look up before.
+    """
+
+    def __init__(self, spec: ModuleSpec) -> None:
+        super().__init__(spec.name)
+        self.__spec__, self.__file__ = spec, spec.origin
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            if name.startswith("_") and name not in ("__path__", "__version__"):
+                raise AttributeError(name)  # asked of every module: mmcv looks for one that has `_check_balance`
+            del sys.modules[self.__name__]
+            mend_torchvision()
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 class MissingOps(types.ModuleType):
@@ -109,7 +133,13 @@ def mend_label_map(dataset: Any) -> None:
 
 
 def torchvision_is_mended() -> bool:
-    """Whether torchvision's operators were built for another torch, and had to be declared."""
+    """Whether torchvision's operators were built for another torch, and had to be declared; imports it.
+
+    Raises:
+        ImportError: torchvision is not installed.
+        RuntimeError: it fails to import for another reason than its operators.
+    """
+    _ = importlib.import_module("torchvision").__path__
     return _torchvision_library is not None
 
 
@@ -118,8 +148,15 @@ def has_compiled_ops() -> bool:
     return not isinstance(sys.modules.get("mmcv._ext"), MissingOps)
 
 
+def postpone_torchvision() -> None:
+    """Put the stand-in for torchvision in place, unless torchvision is imported already or not there at all."""
+    spec = None if "torchvision" in sys.modules else find_spec("torchvision")
+    if spec is not None:
+        sys.modules["torchvision"] = LaterTorchvision(spec)
+
+
+postpone_torchvision()
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="On January 1, 2023, MMCV will release v2.0.0")
     importlib.import_module("mmcv")
-mend_torchvision()
 mend_mmcv_ops()

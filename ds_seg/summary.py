@@ -65,6 +65,7 @@ def measure_summary(
         "IoU": {name.removeprefix("eval/IoU/"): iou for name, iou in scores.items() if name.startswith("eval/IoU/")},
         "images_per_s": run.global_batch / median if median else None,
         "step_time_s": {"median": median, "p95": compute_p95(times) if times else None},
+        "data_wait_share": record.data_wait_share,
         "peak_memory_gib_per_rank": peaks,
         "skipped_steps": state.skipped_steps,
         "rollbacks": [dataclasses.asdict(rollback) for rollback in state.rollbacks],

@@ -14,9 +14,9 @@ import torch
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg import distributed
 from ds_seg.checkpoint import choose_resume_point
+from ds_seg.checkpoint.config_record import CONFIG_FILE, describe_changes, record_config
 from ds_seg.checkpoint.store import checkpoint_step, checkpoints_folder, drop_leftovers, list_folders
 from ds_seg.config import RunConfig
-from ds_seg.config.files import KNOWN_KEYS
 from ds_seg.errors import UserError
 from ds_seg.files import write_text_atomic
 from ds_seg.tracking.files import write_json_atomic
@@ -50,6 +50,8 @@ def open_work_dir(run: RunConfig) -> Path | None:
         checkpoints_folder(run.work_dir).mkdir(parents=True, exist_ok=True)
         if resume_from is None:
             _set_earlier_run_aside(run.work_dir)
+        elif changes := describe_changes(resume_from, run):
+            print(changes, flush=True)
         _write_description(run)
 
     _on_main(run.work_dir, prepare)
@@ -100,8 +102,7 @@ def _set_aside(work_dir: Path, paths: list[Path]) -> Path:
 
 
 def _write_description(run: RunConfig) -> None:
-    keys = {key: value for key, value in run.mmseg.items() if key in KNOWN_KEYS}
-    write_text_atomic(run.work_dir / "config.py", Config(keys).pretty_text)
+    write_text_atomic(run.work_dir / CONFIG_FILE, Config(record_config(run.mmseg)).pretty_text)
     write_json_atomic(run.work_dir / "deepspeed.json", run.deepspeed)
     write_json_atomic(run.work_dir / "environment.json", describe_environment(run))
 

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 from ds_seg import distributed
+from ds_seg.checkpoint.manifest import list_files
 
 EMA_FOLDER = "ema"
 
@@ -25,7 +26,7 @@ class SavedBackboneAverages:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files = [safe_open(path, "pt") for path in sorted((folder / EMA_FOLDER).glob("rank_*.safetensors"))]
+        self._files = [safe_open(path, "pt") for path in list_files(folder, EMA_FOLDER)]
         self.names = set(self._files[0].keys()) if self._files else set()
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:

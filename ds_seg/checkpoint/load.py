@@ -16,7 +16,7 @@ from ds_seg.checkpoint.resharding import load_backbone
 from ds_seg.checkpoint.resume_point import verify_checkpoint
 from ds_seg.checkpoint.saved_weights import SavedBackbone, read_saved_heads
 from ds_seg.checkpoint.shards import SavedShards
-from ds_seg.checkpoint.store import BACKBONE_TAG, HEADS_FILE
+from ds_seg.checkpoint.store import HEADS_FILE
 from ds_seg.checkpoint.training_state import (
     TrainingState,
     read_state,
@@ -108,7 +108,7 @@ def _open_for_resume(folder: Path, engines: Engines, run: RunConfig, *, averaged
     validate_same_model(folder, content, engines.backbone.module, engines.heads)
     validate_same_run(folder, content, run, engines, averaged=averaged)
     parts = torch.load(folder / HEADS_FILE, map_location=engines.device, weights_only=True)
-    shards = SavedShards(folder / BACKBONE_TAG) if engines.trainable_backbone else None
+    shards = SavedShards(folder) if engines.trainable_backbone else None
     rates = [*(shards.groups[0][RATE_GROUPS] if shards else ()), *parts["optimizer"]["param_groups"]]
     validate_same_rates(folder, rates, engines.param_groups)
     return _Opened(content, parts, shards, SavedBackboneAverages(folder))

@@ -87,6 +87,15 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"Checkpoint {folder} is damaged: {MANIFEST} can't be read. {_remedy(folder)}") from error
 
 
+def list_files(folder: Path, inside: str) -> list[Path]:
+    """The files of a checkpoint in one of its folders, as the manifest lists them; a stray file beside them is none.
+
+    Raises:
+        CheckpointError: see `read_manifest`.
+    """
+    return [folder / name for name in sorted(read_manifest(folder).files) if Path(name).parent == Path(inside)]
+
+
 def verify_files(folder: Path, rank: int, world_size: int) -> None:
     """Read this rank's share of a checkpoint's files and compare them with the manifest.
 

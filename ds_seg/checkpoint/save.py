@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ds_seg import __version__, distributed
+from ds_seg.checkpoint.config_record import digest_config
 from ds_seg.checkpoint.contents import collect_files, count_bytes
 from ds_seg.checkpoint.host_copies import HostCopies
 from ds_seg.checkpoint.manifest import FileEntry
@@ -64,8 +63,7 @@ class CheckpointSaver:
         self._thread = ThreadPoolExecutor(1, "checkpoint writer")
         self._pending: tuple[Save, Future[dict[str, FileEntry]]] | None = None
         self._started_s = self._waited_s = 0.0
-        config = json.dumps(run.mmseg.to_dict(), default=str, sort_keys=True)
-        self._config_digest = hashlib.sha256(config.encode()).hexdigest()
+        self._config_digest = digest_config(run.mmseg)
 
     def save(self, state: TrainingState) -> Path:
         """Save what the engines hold now; a save that is still in the background is waited for first.

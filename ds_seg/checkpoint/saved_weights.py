@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ds_seg.checkpoint.averages import SavedBackboneAverages
 from ds_seg.checkpoint.shards import SavedShards
-from ds_seg.checkpoint.store import BACKBONE_TAG, FROZEN_BACKBONE_FILE, HEADS_FILE
+from ds_seg.checkpoint.store import FROZEN_BACKBONE_FILE, HEADS_FILE
 
 
 class SavedBackbone:
@@ -36,7 +36,7 @@ class SavedBackbone:
         self.shapes = {name: tuple(shape) for name, shape in content["model"]["backbone"].items()}
         self._averages = SavedBackboneAverages(folder)
         self._frozen_file = None if content["backbone_trained"] else safe_open(folder / FROZEN_BACKBONE_FILE, "pt")
-        self._shards = SavedShards(folder / BACKBONE_TAG) if content["backbone_trained"] else None
+        self._shards = SavedShards(folder) if content["backbone_trained"] else None
 
     def read(self, name: str) -> Tensor:
         """One whole parameter: its average where there is one, else its FP32 master, else what was never trained."""

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ds_seg.checkpoint.manifest import list_files
+from ds_seg.checkpoint.store import BACKBONE_TAG
 from ds_seg.errors import CheckpointError
 
 MASTER = "master"
@@ -55,7 +57,7 @@ class SavedShards:
     without an optimizer are kept apart. Where one flat tensor ends and the next begins differs between world sizes.
 
     Args:
-        folder: DeepSpeed's files of a checkpoint that is known to be whole.
+        checkpoint: one that is known to be whole.
 
     Attributes:
         numels: elements of every parameter.
@@ -65,16 +67,17 @@ class SavedShards:
         CheckpointError: DeepSpeed's files have another layout than the one known here; also when they are read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._opened = folder, dict[Path, Any]()
-        self._models, self._optimizers = _list_ranks(folder, "model_states"), _list_ranks(folder, "optim_states")
+    def __init__(self, checkpoint: Path) -> None:
+        self._folder, self._opened = checkpoint / BACKBONE_TAG, dict[Path, Any]()
+        files = list_files(checkpoint, BACKBONE_TAG)
+        self._models, self._optimizers = _list_ranks(files, "model_states"), _list_ranks(files, "optim_states")
         if not self._models or len(self._models) != len(self._optimizers):
-            raise _unknown_layout(folder, f"{len(self._models)} ranks, {len(self._optimizers)} optimizers")
+            raise _unknown_layout(self._folder, f"{len(self._models)} ranks, {len(self._optimizers)} optimizers")
         try:
             shapes = {name: shape for group in self._model(0)["param_shapes"] for name, shape in group.items()}
             frozen = self._model(0)["frozen_param_shapes"].items()
         except (AttributeError, KeyError, TypeError) as error:
-            raise _unknown_layout(folder, error) from error
+            raise _unknown_layout(self._folder, error) from error
         self.trained = {name: math.prod(shape) for name, shape in shapes.items()}
         self.numels = self.trained | {name: math.prod(shape) for name, shape in frozen}
         stops = list(itertools.accumulate(self._part(name) for name in self.trained))
@@ -165,8 +168,9 @@ def _cut(flat: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
     ]
 
 
-def _list_ranks(folder: Path, kind: str) -> list[Path]:
-    ranks = {int(match[1]): path for path in folder.glob(f"*_{kind}.pt") if (match := _RANK.search(path.name))}
+def _list_ranks(files: Sequence[Path], kind: str) -> list[Path]:
+    named = [path for path in files if path.name.endswith(f"_{kind}.pt")]
+    ranks = {int(match[1]): path for path in named if (match := _RANK.search(path.name))}
     return [ranks[rank] for rank in sorted(ranks)]
 
 

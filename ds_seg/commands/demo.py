@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from ds_seg.collector import resume_collector
 from ds_seg.errors import EXIT_OK
 
 CPU_PROCESSES = 2
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Generate the dataset and start the training with the deepspeed launcher."""
     from ds_seg.data.demo_scenes import write_demo_dataset
 
+    resume_collector()
     started = time.perf_counter()
     data_root = Path(os.environ.setdefault("DS_SEG_DEMO_ROOT", str(args.work_dir.absolute().parent / "demo_data")))
     print(f"demo 1/3: generating images in {data_root}", flush=True)

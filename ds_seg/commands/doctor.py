@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ds_seg import distributed
+from ds_seg.collector import resume_collector
 from ds_seg.errors import EXIT_OK, ConfigError, DataError, UserError
 
 # What needs torch or mmseg is imported inside the functions, so that --help answers at once.
@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="path of an MMSeg 0.x config, or the name of a run")
     parser.add_argument("--cfg-options", nargs="+", metavar="K=V", default=[], help="change config values, as in MMSeg")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything that was found to this file")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = distributed.usable_cores()
     parser.add_argument(
         "--workers",
         type=int,
@@ -61,6 +61,7 @@ def check_dataset(args: argparse.Namespace) -> int:
     from ds_seg.data.survey import survey_datasets
     from ds_seg.tracking.files import write_json_atomic
 
+    resume_collector()
     config = read_config_file(resolve_config_path(args.config), parse_overrides(args.cfg_options))
     datasets = _open_datasets(config)
     survey = survey_datasets(datasets, workers=args.workers, progress=True)
@@ -108,6 +109,7 @@ def check_environment(args: argparse.Namespace) -> int:
     from ds_seg.tracking.files import write_json_atomic
 
     checks = inspect_environment(args.work_dir)
+    resume_collector()
     print(format_checks(checks))
     broken = [check for check in checks if check.verdict == BROKEN]
     if args.json:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from ds_seg import distributed
+from ds_seg.collector import resume_collector
 from ds_seg.commands.arguments import CHECKPOINT_HELP, add_config_arguments, run_options
 from ds_seg.errors import EXIT_OK
 
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from ds_seg.session import Evaluator, build_engines, enable_test_time_augmentation, open_dataset
     from ds_seg.tracking.summary import write_json_atomic
 
+    resume_collector()
     config = build_run_config(run_options(args), distributed.world_size())
     weights = distributed.agree(lambda: resolve_weights(args.checkpoint))
     role = "test" if "test" in config.data else "val"

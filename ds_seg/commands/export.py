@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ds_seg import distributed
+from ds_seg.collector import resume_collector
 from ds_seg.commands.arguments import CHECKPOINT_HELP, add_config_arguments, run_options
 from ds_seg.errors import EXIT_OK, UserError
 
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from ds_seg.config import build_run_config
     from ds_seg.models.load_weights import format_rate
 
+    resume_collector()
     validate_output(args.out, args.format)
     config = build_run_config(run_options(args), world_size=1)
     description = describe_model_of(config)

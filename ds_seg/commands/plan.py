@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ds_seg import distributed
+from ds_seg.collector import resume_collector
 from ds_seg.commands.arguments import add_config_arguments, run_options
 from ds_seg.errors import EXIT_OK, UserError
 
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from ds_seg.planning.search import Planner
     from ds_seg.tracking.files import write_json_atomic
 
+    resume_collector()
     hardware = _read_hardware(args, worlds[0])
     planner = Planner(build_run_config(run_options(args), world_size=1))
     _validate_outputs(args, planner.run.name, worlds)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ds_seg import distributed
+from ds_seg.collector import resume_collector
 from ds_seg.commands.arguments import CHECKPOINT_HELP, add_config_arguments, run_options
 from ds_seg.errors import EXIT_OK
 
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from ds_seg.evaluation.pictures import draw_overlay, load_rgb, save_mask, save_picture
     from ds_seg.session import build_engines, predict_dataset
 
+    resume_collector()
     config = build_run_config(run_options(args), distributed.world_size())
     weights = distributed.agree(lambda: resolve_weights(args.checkpoint))
     results = distributed.agree(lambda: find_images(args.inputs))

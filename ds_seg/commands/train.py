@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ds_seg import distributed
+from ds_seg.collector import resume_collector
 from ds_seg.commands.arguments import add_config_arguments, run_options
 from ds_seg.errors import EXIT_OK, StoppedBySignal
 
@@ -125,6 +126,7 @@ def train(run: RunConfig) -> None:
     from ds_seg.workdir import open_work_dir, set_newer_checkpoints_aside
     from ds_seg.workdir_lock import hold_work_dir
 
+    resume_collector()
     enter_phase("opening the datasets")
     train_set, val_set = open_dataset(run, "train"), open_dataset(run, "val")
     with contextlib.ExitStack() as stack:
@@ -140,7 +142,7 @@ def train(run: RunConfig) -> None:
         if resume_from and distributed.is_main():
             set_newer_checkpoints_aside(run.work_dir, resume_from)
         state.note_train_images(len(train_set))
-        _describe_start(run, engines, state, weights, tracker)
+        _describe_start(run, engines, state, tracker, random=weights is None and resume_from is None)
         evaluate = PredictingEvaluator(Evaluator(run, val_set), engines, tracker, ema)
         loop = TrainingLoop(run, engines, state, tracker, evaluate, ema, resumed_from=resume_from)
         record = train_with_rollbacks(loop, lambda state: _build_loader(run, train_set, state, engines))
@@ -174,9 +176,7 @@ def _open_tracker(run: RunConfig, resume_from: Path | None, val_set: Any) -> Ite
         tracker.close(status)
 
 
-def _describe_start(
-    run: RunConfig, engines: Engines, state: TrainingState, weights: str | None, tracker: Tracker
-) -> None:
+def _describe_start(run: RunConfig, engines: Engines, state: TrainingState, tracker: Tracker, *, random: bool) -> None:
     import torch
 
     from ds_seg.engine.groups import format_groups
@@ -185,7 +185,7 @@ def _describe_start(
     backbone, heads = describe_backbone(engines.backbone.module), describe_heads(engines.heads)
     for note in run.notes:
         tracker.info(note)
-    if weights is None and not state.step:
+    if random:
         tracker.warn("no pretrained weights: the backbone starts from random values (give some with --load-from F)")
     held = ", ".join(f"{count:,}" for count in backbone["parameters_held_per_rank"])
     tracker.info(

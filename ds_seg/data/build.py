@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch.utils.data import Dataset
 
 import ds_seg.data.camvid
-import ds_seg.data.demo_scenes
+import ds_seg.data.demo_dataset
 import ds_seg.data.folders
 import ds_seg.data.transforms  # noqa: F401
 from ds_seg.data.few_images import limit_images

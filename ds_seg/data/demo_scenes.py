@@ -15,15 +15,11 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 
-import ds_seg.openmmlab  # noqa: F401
 from ds_seg.errors import DataError
-
-from mmseg.datasets import DATASETS, CustomDataset  # isort: skip
 
 STAMP_NAME = "demo_scenes.json"
 _FORMAT_VERSION = 1
@@ -55,24 +51,6 @@ _FAVOURITES = {
     TREE: (3, 6),
 }
 _FAVOURITE_SHARE = 0.75
-
-
-@DATASETS.register_module()
-class DemoScenesDataset(CustomDataset):
-    """The generated scenes; annotation id 0 is ignored, as in ADE20K."""
-
-    CLASSES = ("sky", "grass", "water", "road", "building", "tree")
-    PALETTE: ClassVar[list[list[int]]] = [
-        [118, 180, 240],
-        [122, 190, 74],
-        [36, 92, 168],
-        [140, 140, 140],
-        [196, 84, 62],
-        [24, 104, 44],
-    ]
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(img_suffix=".jpg", seg_map_suffix=".png", reduce_zero_label=True, **kwargs)
 
 
 class _Scene:

@@ -1,16 +1,14 @@
-"""Who this process is among the ranks, how they meet and part, and the few collectives outside DeepSpeed and DDP."""
+"""Who this process is among the ranks, how they meet and part, and the few collectives outside DeepSpeed and DDP.
 
-from ds_seg.distributed.collectives import (
-    agree,
-    any_rank,
-    barrier,
-    broadcast_object,
-    gather_objects,
-    reduce_max,
-    reduce_sum,
-)
+What needs torch is imported when it is first asked for: `ds-seg --help` and a mistake in a config's path do without.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ds_seg.distributed.ending import claim_failure_report, count_absent_by, end_all_ranks, end_this_rank, is_ending
-from ds_seg.distributed.group import initialize, open_store, shutdown
 from ds_seg.distributed.world import (
     alone,
     backend,
@@ -18,9 +16,23 @@ from ds_seg.distributed.world import (
     free_port,
     is_main,
     local_rank,
+    local_world_size,
     rank,
+    usable_cores,
     world_size,
 )
+
+if TYPE_CHECKING:
+    from ds_seg.distributed.collectives import (
+        agree,
+        any_rank,
+        barrier,
+        broadcast_object,
+        gather_objects,
+        reduce_max,
+        reduce_sum,
+    )
+    from ds_seg.distributed.group import initialize, open_store, shutdown
 
 __all__ = [
     "agree",
@@ -40,10 +52,21 @@ __all__ = [
     "is_ending",
     "is_main",
     "local_rank",
+    "local_world_size",
     "open_store",
     "rank",
     "reduce_max",
     "reduce_sum",
     "shutdown",
+    "usable_cores",
     "world_size",
 ]
+_GROUP = ("initialize", "open_store", "shutdown")
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch, imported now."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{'group' if name in _GROUP else 'collectives'}")
+    return getattr(module, name)

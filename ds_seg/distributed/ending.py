@@ -14,12 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import NoReturn
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING, NoReturn
 
 from ds_seg.distributed.world import is_main, world_size
 from ds_seg.errors import EXIT_OK
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 _END = "ds_seg/end"
 """Store key: the exit code of the run and how many ranks are expected to take it, set once they are known."""
@@ -46,7 +47,7 @@ def watch_for_the_end(store: dist.Store) -> None:
     own = store.clone()  # a connection serves one caller at a time
 
     def watch() -> None:
-        with contextlib.suppress(RuntimeError, dist.DistError):
+        with contextlib.suppress(RuntimeError):
             own.wait([_END], datetime.timedelta(days=365))
             _ending.set()
             code, expected = map(int, own.get(_END).split())
@@ -81,7 +82,7 @@ def claim_failure_report() -> bool:
         return is_main()
     try:
         return _store.add("ds_seg/failures", 1) == 1
-    except (RuntimeError, dist.DistError):
+    except RuntimeError:
         return True
 
 
@@ -125,7 +126,7 @@ def count_absent_by(count_gone: Callable[[], int]) -> None:
 def _tell(store: dist.Store, code: int, absent: int) -> None:
     time.sleep(_DEATH_S)
     expected = world_size() - max(absent, _count_gone())
-    with contextlib.suppress(RuntimeError, dist.DistError):
+    with contextlib.suppress(RuntimeError):
         store.set(_END, f"{code} {expected}")
         _leave(store, expected)
 

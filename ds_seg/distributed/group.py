@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
-
-import torch
-import torch.distributed as dist
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ds_seg.distributed import ending
-from ds_seg.distributed.collectives import barrier
 from ds_seg.distributed.world import backend, complete_environment, device, rank, world_size
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 _store: dist.Store | None = None
@@ -22,6 +24,9 @@ def initialize() -> None:
     Raises:
         UserError: the launcher's environment is incomplete.
     """
+    import torch
+    import torch.distributed as dist
+
     global _store
     if dist.is_initialized():
         return
@@ -35,19 +40,25 @@ def initialize() -> None:
     dist.init_process_group(backend(), store=_store, rank=rank(), world_size=world_size(), timeout=COLLECTIVE_TIMEOUT)
     import deepspeed
 
-    _leave_out_shared_memory_op(deepspeed.ops.__compatible_ops__)
-    deepspeed.comm.init_distributed(backend(), verbose=False, dist_init_required=False)
+    with _without_shared_memory_op():
+        deepspeed.comm.init_distributed(backend(), verbose=False, dist_init_required=False)
     ending.watch_for_the_end(_store)
 
 
 def shutdown() -> None:
     """Leave the process group, together with all ranks, if it was joined."""
-    if not dist.is_initialized():
+    global _store
+    if _store is None:
         return
+    import torch.distributed as dist
+
+    from ds_seg.distributed.collectives import barrier
+
     barrier()
     ending.announce_success()
     barrier()
     dist.destroy_process_group()
+    _store = None
 
 
 def open_store() -> dist.Store | None:
@@ -56,12 +67,21 @@ def open_store() -> dist.Store | None:
     return _store.clone() if world_size() > 1 else None
 
 
-def _leave_out_shared_memory_op(compatible_ops: dict[str, bool]) -> None:
+@contextlib.contextmanager
+def _without_shared_memory_op() -> Iterator[None]:
     """Keep DeepSpeed from compiling an all-reduce for inference on CPUs, which nothing here calls.
 
-    It needs a compiler at run time, and leaves 66 MiB a rank in /dev/shm for every run (DeepSpeed 0.19.8).
+    It needs a compiler at run time, and leaves 66 MiB a rank in /dev/shm for every run. Within it DeepSpeed finds no
+    compatible op at all: asking which there are starts compilers (DeepSpeed 0.19.8), and no other op is asked for here.
     """
-    from deepspeed.accelerator import get_accelerator
+    from deepspeed import ops
 
-    if device().type == "cpu":
-        compatible_ops[get_accelerator().create_op_builder("ShareMemCommBuilder").NAME] = False
+    known = vars(ops).get("__compatible_ops__")
+    vars(ops)["__compatible_ops__"] = {}
+    try:
+        yield
+    finally:
+        if known is None:
+            del vars(ops)["__compatible_ops__"]
+        else:
+            vars(ops)["__compatible_ops__"] = known

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextvars import ContextVar
-
-import torch
+from typing import TYPE_CHECKING
 
 from ds_seg.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
+_COUNT = re.compile(r"\d+")
+"""Slurm writes `8(x2)` for 8 tasks on each of 2 nodes."""
 _alone: ContextVar[bool] = ContextVar("ds_seg_alone", default=False)
 
 
@@ -48,6 +53,20 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0) if _in_srun_step() else 0))
 
 
+def local_world_size() -> int:
+    """Number of processes of the run on this node, at least 1, as the launcher tells: torchrun, deepspeed or srun."""
+    if world_size() == 1:
+        return 1
+    told = (os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"))
+    counts = [int(match[0]) for match in map(_COUNT.match, told) if match]
+    return counts[0] if counts else 1
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def is_main() -> bool:
     """Whether this is global rank 0: the one that prints, logs and writes summaries."""
     return rank() == 0
@@ -55,6 +74,7 @@ def is_main() -> bool:
 
 def device() -> torch.device:
     """This process's GPU, or the CPU where DeepSpeed's accelerator is the CPU."""
+    import torch
     from deepspeed.accelerator import get_accelerator
 
     name = get_accelerator().device_name()

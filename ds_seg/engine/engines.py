@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from typing import Any
 
 import deepspeed
 import torch
+import torch._dynamo  # optimizers, DDP and ZeRO-3 import it at their first call; here the collector is paused meanwhile
+from deepspeed.runtime import compiler
 from deepspeed.utils import set_z3_leaf_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -115,6 +118,19 @@ def _wrap_backbone(backbone: nn.Module, depth: int, run: RunConfig, *, optimize:
         groups = build_param_groups(named, depth, run.optimizer)
         offload = run.deepspeed["zero_optimization"].get("offload_optimizer") or {}
         optimizer = build_backbone_adamw(groups, run.optimizer, offloaded=offload.get("device", "none") != "none")
+    _import_muon_as_it_is()
     config = suit_device(run.deepspeed, distributed.device().type)
     engine, *_ = deepspeed.initialize(model=backbone, optimizer=optimizer, config=config, dist_init_required=False)
     return engine
+
+
+def _import_muon_as_it_is() -> None:
+    """Keep DeepSpeed from loading torch's compiler for an optimizer that nothing here uses.
+
+    ZeRO-3 imports Muon, which has three functions compiled as it is imported (DeepSpeed 0.19.8): 1 s of a start.
+    """
+    compile_functions, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compile_functions

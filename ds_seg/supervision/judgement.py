@@ -39,8 +39,11 @@ class Ages:
 
 
 def find_silent(beats: Mapping[int, Beat], ages: Ages, timeout_s: float) -> list[int]:
-    """Ranks whose process does not even beat: stopped, or gone with its machine."""
-    return [rank for rank, beat in beats.items() if ages.silent_s[rank] > timeout_s * beat.patience]
+    """Ranks whose process does not even beat: stopped, or gone with its machine.
+
+    A thread of its own beats, however slow the work beside it is, so no phase has more patience than another.
+    """
+    return [rank for rank in beats if ages.silent_s[rank] > timeout_s]
 
 
 def find_stuck(beats: Mapping[int, Beat], ages: Ages, timeout_s: float) -> list[int]:

@@ -16,7 +16,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 SLOW = 4.0
-"""Patience for work that gives no sign while it goes on: building engines, a first step that compiles, big files."""
+"""Patience for work that gives no sign of progress: building engines, a first step that compiles, big files."""
 
 
 @dataclass(frozen=True)

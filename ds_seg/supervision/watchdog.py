@@ -121,11 +121,12 @@ class Watchdog:
         waiting = self._answered == self._heartbeat.answered and not self._heartbeat.lost
         self._unanswered_s = self._unanswered_s + elapsed_s if waiting else 0.0
         self._answered = self._heartbeat.answered
-        if self._unanswered_s > self._timeout_s * max((beat.patience for beat in beats.values()), default=1.0):
-            keeper = "the launcher" if _launcher_keeps_the_store() else "rank 0"
+        if self._unanswered_s > self._timeout_s:
+            keeper, stopped = ("the launcher", []) if _launcher_keeps_the_store() else ("rank 0", [0])
             self._end_alone(
                 f"{keeper}, which keeps the rendezvous store, has not answered for {self._unanswered_s:.0f} s: its "
-                f"process is stopped or its machine is gone"
+                f"process is stopped or its machine is gone",
+                stopped,
             )
         if not beats or self._heartbeat.lost:
             return
@@ -133,7 +134,7 @@ class Watchdog:
         if silent and distributed.is_main():
             self._end_all(silent, describe_silent(silent, beats, self._ages))
         elif silent:
-            self._end_alone(describe_silent(silent, beats, self._ages).strip())
+            self._end_alone(describe_silent(silent, beats, self._ages).strip(), silent)
         stuck = find_stuck(beats, self._ages, self._timeout_s) if distributed.is_main() else []
         if stuck:
             self._end_all([], describe_stuck(stuck, beats, self._ages))
@@ -156,7 +157,7 @@ class Watchdog:
         self._kill(silent)
         distributed.end_all_ranks(EXIT_FAULT, absent=len(silent))
 
-    def _end_alone(self, description: str) -> None:
+    def _end_alone(self, description: str, stopped: list[int]) -> None:
         """Rank 0 or its store does not answer: every rank judges for itself, at about the same time."""
         write_stacks(self._work_dir)
         if distributed.rank() == 1 or distributed.local_rank() == 0:
@@ -165,8 +166,7 @@ class Watchdog:
                 f"Python stacks of the ranks: {self._work_dir / 'stacks'}. {_REMEDY}"
             )
         time.sleep(2 * self._interval_s)  # whoever judges next sees what this rank saw
-        if not _launcher_keeps_the_store():
-            self._kill([0])
+        self._kill(stopped)
         distributed.end_this_rank(EXIT_FAULT)
 
     def _kill(self, ranks: list[int]) -> None:

@@ -67,13 +67,13 @@ class Console:
         """Print a message that wants attention."""
         self.info(f"warning: {text}")
 
-    def log_step(self, row: Mapping[str, Any]) -> None:
-        """Show a step: move the bar, or print a line."""
-        eta_s = self._compute_eta_s(row["step"])
+    def log_step(self, row: Mapping[str, Any], note: str = "") -> None:
+        """Show a step: move the bar, or print a line; the note stands last."""
+        facts, eta = format_row(row, self._miou), f"ETA {_clock(self._compute_eta_s(row['step']))}"
         if self._bar is None:
-            self.info(f"step {row['step']}/{self._total_steps}  {format_row(row, self._miou)}  ETA {_clock(eta_s)}")
+            self.info("  ".join(filter(None, [f"step {row['step']}/{self._total_steps}", facts, eta, note])))
             return
-        self._bar.set_postfix_str(format_row(row, self._miou), refresh=False)
+        self._bar.set_postfix_str("  ".join(filter(None, [facts, note])), refresh=False)
         self._bar.n = row["step"]
         self._bar.refresh()
 

@@ -105,6 +105,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
         "steps": _number(summary["steps"]),
         "images / s": _number(summary["images_per_s"]),
         "step time, median / p95": f"{_number(step_time['median'])} / {_number(step_time['p95'])} s",
+        "of it waiting for data": _percent(summary.get("data_wait_share")),
         "peak memory per rank": _gib(summary["peak_memory_gib_per_rank"]),
         "skipped steps": _number(summary["skipped_steps"]),
     }

@@ -25,8 +25,8 @@ class Tracker:
     def warn(self, text: str) -> None:
         """Print a message that wants attention."""
 
-    def log_step(self, row: Mapping[str, Any]) -> None:
-        """Record a step; `row` has `step` and the keys of metrics.jsonl."""
+    def log_step(self, row: Mapping[str, Any], note: str = "") -> None:
+        """Record a step; `row` has `step` and the keys of metrics.jsonl, `note` is for the console alone."""
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float | None], table: str) -> None:
         """Record an evaluation: `EvaluationResult.metrics()` and `.table()`."""
@@ -99,13 +99,13 @@ class MainTracker(Tracker):
         """Print a message that wants attention."""
         self._console.warn(text)
 
-    def log_step(self, row: Mapping[str, Any]) -> None:
+    def log_step(self, row: Mapping[str, Any], note: str = "") -> None:
         """Record a step if it is the first, the last or one of every `log_interval`."""
         step = row["step"]
         if step % self._log_interval and step not in (1, self._total_steps):
             return
         self._append(row)
-        self._console.log_step(row)
+        self._console.log_step(row, note)
         if self._wandb is not None:
             self._wandb.log_step(row)
 

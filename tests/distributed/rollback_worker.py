@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,6 +98,8 @@ def train(
         "rows": [{key: value for key, value in row.items() if key not in TIMES} for row in rows],
         "checkpoints": [path.name for path in list_checkpoints(run.work_dir)],
         "message": message,
+        "waited_s": sum(row["data_wait_s"] for row in rows if "loss" in row),
+        "data_wait_share": loop.record.data_wait_share,
     }
 
 
@@ -138,6 +141,16 @@ def check_damaged_checkpoint() -> dict:
             flip_byte(heads)
 
     return train(make_run("damaged"), BAD, before_batch=damage)
+
+
+def check_slow_data() -> dict:
+    """The batches of the last rank come late, and rank 0 has to be the one that tells."""
+
+    def wait(_batch: int) -> None:
+        if not distributed.is_main():
+            time.sleep(0.5)
+
+    return train(make_run("slow"), (), before_batch=wait)
 
 
 def check_bound() -> dict:

@@ -73,3 +73,10 @@ def test_after_the_last_rollback_the_run_stops_with_what_was_left_out(ranks):
             "This run went back 2 times already (max_rollbacks=2) and left out global batches 4 to 5 (samples 64 to "
             "95), global batches 6 to 7 (samples 96 to 127): the cause is probably not in the data."
         ) in message
+
+
+def test_the_wait_for_data_is_that_of_the_slowest_rank(ranks):
+    for rank in ranks:
+        slow = rank["check_slow_data"]
+        assert slow["waited_s"] < 2 and slow["data_wait_share"] > 0.3
+        assert rank["check_first_steps"]["by_hand"]["data_wait_share"] < 0.3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ds_seg.data.demo_scenes import DemoScenesDataset
+from ds_seg.data.demo_dataset import DemoScenesDataset
 
 
 def scores(path):

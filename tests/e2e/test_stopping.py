@@ -122,6 +122,29 @@ def test_a_hung_data_worker_ends_the_run_with_its_stacks_and_leaves_no_process(c
     assert "Thread" in (tmp_path / "run" / "stacks" / "rank_00000.txt").read_text()
 
 
+def test_a_stopped_rank_0_under_torchrun_is_killed_and_not_waited_for(cli, tiny_config, tmp_path):
+    """Left alone, torchrun would send it SIGTERM, and SIGKILL 30 s later."""
+    options = (
+        "--watchdog-timeout",
+        "5",
+        "--cfg-options",
+        "runner.max_iters=100000",
+        "checkpoint_config.interval=100000",
+    )
+    process = cli.start(
+        "train", tiny_config, "--work-dir", tmp_path / "run", *options, processes=2, launcher="torchrun"
+    )
+    wait_for_step(process, tmp_path / "run", 3)
+    everything = psutil.Process(process.pid).children(recursive=True)
+    first = next(child for child in everything if child.environ().get("RANK") == "0")
+    first.suspend()
+    stopped = time.monotonic()
+    wait_until_gone(everything, tmp_path / "started.log")
+    assert 4 < time.monotonic() - stopped < 5 + 15
+    assert process.wait(10) == 1
+    assert "rank 0: no heartbeat for 5 s" in (tmp_path / "started.log").read_text()
+
+
 def test_max_time_ends_a_run_before_it_is_over(cli, tiny_config, tmp_path):
     limit_s = 40
     started = time.monotonic()

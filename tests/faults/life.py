@@ -21,7 +21,7 @@ from processes import MARK, SHARED_MEMORY, Process, RunProcesses
 
 INJECTED = Path(__file__).parent / "injected"
 _POLL_S = 0.05
-_ORDINARY = re.compile(r"^(step \d+/|saved |evaluation at|[+|]|\s*$)")
+_ORDINARY = re.compile(r"^(step \d+/|saved |evaluation at|warning: \d+% of the last \d+ steps|[+|]|\s*$)")
 """Lines that tell of no fault."""
 
 unfinished: list[Life] = []
@@ -66,8 +66,7 @@ class Life:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         mark = uuid.uuid4().hex
-        # DeepSpeed's import of a compiled optimizer, which nothing here runs, is a quarter of a start's processor time
-        env = command_line.environment(**{MARK: mark, "TORCHDYNAMO_DISABLE": "1"}, **(environment or {}))
+        env = command_line.environment(**{MARK: mark}, **(environment or {}))
         self._fault_log = folder / f"fault-{mark}.jsonl"
         if fault:
             paths = [str(INJECTED), *filter(None, [env.get("PYTHONPATH")])]

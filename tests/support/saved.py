@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ds_seg.checkpoint.manifest import MANIFEST, Manifest, seal_files, write_manifest
 from ds_seg.checkpoint.store import checkpoint_name
 from ds_seg.checkpoint.write import Save, commit, leaving_nothing, prepare_folder, write_files
 
@@ -31,6 +32,12 @@ def make_checkpoint(work_dir: Path, step: int, text: str | None = None, **change
     with leaving_nothing(save):
         prepare_folder(save)
         return commit(save, write_files(save, make_files(text or checkpoint_name(step)), []))
+
+
+def list_in_manifest(folder: Path) -> None:
+    """Make a checkpoint of a folder: its manifest lists what is in it now."""
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
+    write_manifest(folder, Manifest(0, 1, "", {}, seal_files(folder, names)))
 
 
 def read_text(folder: Path) -> str:

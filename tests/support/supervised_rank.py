@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ds_seg import distributed
 from ds_seg.supervision import stop, supervised
-from ds_seg.supervision.progress import enter_phase
+from ds_seg.supervision.progress import SLOW, enter_phase
 from ds_seg.supervision.signals import saving
 
 context = multiprocessing.get_context("forkserver")
@@ -36,7 +36,7 @@ def run_rank(rank: int, world_size: int, port: int, folder: Path, timeout_s: flo
             enter_phase(f"the data of step {step}")
             if (folder / f"hang_{rank}").exists():
                 hang_in_the_pipeline()
-            enter_phase(f"step {step}")
+            enter_phase(f"step {step}", patience=SLOW)  # which is no excuse for silence
             _wait_for_all(folder, step, rank, world_size)
             if stop.requested() and (folder / "agree").exists():
                 distributed.end_all_ranks(75)

@@ -15,12 +15,13 @@ from ds_seg.errors import ConfigError, UserError
 
 LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
+ON_THIS_NODE = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE")
 
 
 @pytest.fixture
 def environment(monkeypatch):
     """An environment in which nothing was launched; whatever the test leaves there is undone."""
-    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k not in LAUNCH + SLURM})
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k not in LAUNCH + SLURM + ON_THIS_NODE})
     return os.environ
 
 
@@ -75,6 +76,31 @@ def test_srun_is_translated(environment):
     environment |= dict(MASTER_ADDR="node0", MASTER_PORT="29500")
     complete_environment()
     assert [environment[name] for name in LAUNCH] == ["5", "1", "8", "node0", "29500"]
+
+
+@pytest.mark.parametrize(
+    ("told", "count"),
+    [
+        ({"LOCAL_WORLD_SIZE": "4"}, 4),
+        ({"LOCAL_SIZE": "8"}, 8),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2(x4)"}, 2),
+        ({}, 1),
+    ],
+)
+def test_processes_on_this_node_are_as_many_as_the_launcher_tells(environment, told, count):
+    assert distributed.local_world_size() == 1
+    environment.update({"WORLD_SIZE": "8", **told})
+    assert distributed.local_world_size() == count
+
+
+def test_cores_are_those_that_may_be_used():
+    assert 1 <= distributed.usable_cores() <= os.cpu_count()
+
+
+def test_the_room_offers_what_it_names():
+    assert {name for name in distributed.__all__ if not hasattr(distributed, name)} == set()
+    with pytest.raises(AttributeError, match=r"module 'ds_seg\.distributed' has no attribute 'scatter'"):
+        _ = distributed.scatter
 
 
 def test_a_batch_script_is_no_srun(environment):

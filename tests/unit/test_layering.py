@@ -8,8 +8,9 @@ import pytest
 import ds_seg
 
 ROOMS = (
-    "errors files openmmlab distributed supervision config data models engine evaluation checkpoint inference tracking "
-    "planning session predictions loop rollback summary workdir_lock workdir resumption commands __main__"
+    "errors files collector openmmlab distributed supervision config data models engine evaluation checkpoint"
+    " inference tracking planning session predictions loop rollback summary workdir_lock workdir "
+    "resumption commands __main__"
 ).split()
 PACKAGE = Path(ds_seg.__file__).parent
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -1,6 +1,8 @@
 import itertools
 import math
+import re
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -34,7 +36,7 @@ class FakeTracker(Tracker):
     """Remembers what it was told."""
 
     def __init__(self):
-        self.rows, self.warnings, self.infos, self.evaluations = [], [], [], []
+        self.rows, self.notes, self.warnings, self.infos, self.evaluations = [], [], [], [], []
 
     def info(self, text):
         self.infos.append(text)
@@ -42,8 +44,9 @@ class FakeTracker(Tracker):
     def warn(self, text):
         self.warnings.append(text)
 
-    def log_step(self, row):
+    def log_step(self, row, note=""):
         self.rows.append(row)
+        self.notes.append(note)
 
     def log_evaluation(self, step, metrics, table):
         self.evaluations.append((step, metrics, table))
@@ -62,7 +65,9 @@ def build(tmp_path, monkeypatch):
     def build(state=None, scores=(), skip=(), resumed_from=None, **changes):
         values = dict(max_steps=10, eval_interval_steps=100, checkpoint_interval_steps=100, max_skipped_steps=3)
         values |= (
-            dict(max_bad_samples=0, accumulation_steps=2, global_batch=8, save_best=False, work_dir=tmp_path) | changes
+            dict(max_bad_samples=0, accumulation_steps=2, global_batch=8, save_best=False, work_dir=tmp_path)
+            | dict(log_interval_steps=10, workers=2)
+            | changes
         )
         run = SimpleNamespace(schedule=SimpleNamespace(max_steps=values.pop("max_steps")), **values)
         engines = SimpleNamespace(param_groups=[{"lr": 1e-3}, {"lr": 1e-4}])
@@ -262,6 +267,21 @@ def test_an_evaluation_that_is_stopped_is_made_first_thing_after_the_resume(buil
         (6, False, 0.3),
         (10, False, 0.3),
     ]
+
+
+def test_a_wait_for_data_is_noted_in_the_progress_and_explained_once(build):
+    def batches():
+        for index in range(100):
+            time.sleep(0.002)
+            yield index
+
+    training = build(max_steps=20, scores=[0.5])
+    record = training(batches())
+    assert training.tracker.notes[:10] == [""] * 10
+    assert all(re.match(r"data wait \d+%: ", note) for note in training.tracker.notes[10:])
+    (warning,) = training.tracker.warnings
+    assert "with data.workers_per_gpu=2;" in warning
+    assert 0.5 < record.data_wait_share < 1
 
 
 def test_memory_is_measured_in_gib():

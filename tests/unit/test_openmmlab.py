@@ -48,14 +48,35 @@ def test_a_torchvision_without_its_operators_is_mended(tmp_path):
     write_package(tmp_path, "mmcv", __init__="", _ext="")
     broken = run_python("import torchvision", tmp_path)
     assert "operator torchvision::nms does not exist" in broken.stderr
-    mended = run_python("import ds_seg.openmmlab, torchvision, torch; torch.ops.torchvision.nms", tmp_path)
+    code = (
+        "import ds_seg.openmmlab as o, torchvision, torch; assert o.torchvision_is_mended(); torch.ops.torchvision.nms"
+    )
+    mended = run_python(code, tmp_path)
     assert mended.returncode == 0, mended.stderr
 
 
 def test_a_torchvision_that_fails_for_another_reason_is_not_hidden(tmp_path):
     write_package(tmp_path, "torchvision", __init__="raise RuntimeError('no such driver')")
     write_package(tmp_path, "mmcv", __init__="", _ext="")
-    assert "no such driver" in run_python("import ds_seg.openmmlab", tmp_path).stderr
+    code = "import ds_seg.openmmlab, torchvision; torchvision.models"
+    assert "RuntimeError: no such driver" in run_python(code, tmp_path).stderr
+
+
+@pytest.mark.parametrize("use", ["torchvision.part.VALUE", "part.VALUE"])
+def test_torchvision_is_imported_when_it_is_used_and_not_before(tmp_path, use):
+    write_package(tmp_path, "torchvision", __init__="print('now'); __version__ = '1'", part="VALUE = 5")
+    write_package(tmp_path, "mmcv", __init__="import torchvision", _ext="")
+    code = f"""
+        import ds_seg.openmmlab, importlib.util, mmcv
+        assert importlib.util.find_spec('torchvision').name == 'torchvision' and mmcv.torchvision.__file__
+        import torchvision
+        print('before')
+        {"import torchvision.part" if use.startswith("torchvision") else "from torchvision import part"}
+        print({use}, torchvision.__version__, mmcv.torchvision.part.VALUE)
+        assert not ds_seg.openmmlab.torchvision_is_mended()
+        """
+    done = run_python(code, tmp_path)
+    assert done.stdout.split("\n") == ["before", "now", "5 1 5", ""], done.stderr
 
 
 def test_mmseg_imports_and_builds_a_dataset_pipeline():

@@ -6,6 +6,7 @@ import torch
 from ds_seg import checkpoint
 from ds_seg.checkpoint.saved_weights import SavedBackbone
 from ds_seg.errors import CheckpointError
+from saved import list_in_manifest
 
 SHAPES = {"cls_token": [1, 1, 5], "pos_embed": [3, 4], "patch_embed.proj.bias": [7]}
 FROZEN = {"blocks.0.weight": [2, 3]}
@@ -36,6 +37,7 @@ def write(folder, ranks, cuts, **model_state):
         torch.save(state, folder / "backbone" / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
         optimizer = {"optimizer_state_dict": {"fp32_flat_groups": groups}}
         torch.save(optimizer, folder / "backbone" / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+    list_in_manifest(folder)
     return whole
 
 
@@ -53,6 +55,7 @@ def test_parameters_are_put_together_from_all_ranks(tmp_path, ranks, cuts):
 def test_a_rank_that_is_not_there(tmp_path):
     write(tmp_path, 2, [])
     next((tmp_path / "backbone").glob("*rank_1*model_states.pt")).unlink()
+    list_in_manifest(tmp_path)
     with pytest.raises(
         CheckpointError, match=r"backbone is not laid out as .* \(1 ranks, 2 optimizers\)\. Install the"
     ):

@@ -10,6 +10,7 @@ import torch
 from ds_seg.checkpoint.shards import MASTER, SavedShards
 from ds_seg.config import CONFIGS_ROOT
 from ds_seg.errors import CheckpointError
+from saved import list_in_manifest
 
 SHAPES = {"cls_token": (1, 1, 5), "blocks.0.weight": (3, 4), "patch_embed.proj.bias": (7,)}
 FROZEN = {"pos_embed": (2, 3)}
@@ -25,6 +26,7 @@ def shard(value, rank, ranks):
 
 def write(folder, ranks, cuts, *, shapes=SHAPES, steps=(3.0,), stepped=True):
     """A trained backbone as DeepSpeed lays it out; `cuts` end a rank's flat tensors. Padding is not a number."""
+    (folder / "backbone").mkdir()
     torch.manual_seed(0)
     whole = {kind: {name: torch.randn(shape) for name, shape in shapes.items()} for kind in KINDS}
     frozen = {name: torch.randn(shape) for name, shape in FROZEN.items()}
@@ -49,8 +51,10 @@ def write(folder, ranks, cuts, *, shapes=SHAPES, steps=(3.0,), stepped=True):
         }
         adam = {"state": state if stepped else {}, "param_groups": [GROUP]}
         optimizer = {"fp32_flat_groups": flat[MASTER], "optimizer_state_dict": adam}
-        torch.save(model, folder / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
-        torch.save({"optimizer_state_dict": optimizer}, folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+        names = [f"zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt" for kind in ("model", "optim")]
+        torch.save(model, folder / "backbone" / names[0])
+        torch.save({"optimizer_state_dict": optimizer}, folder / "backbone" / names[1])
+    list_in_manifest(folder)
     return whole, frozen
 
 
@@ -66,6 +70,16 @@ def test_any_stretch_of_anything_is_put_together_without_padding(tmp_path, ranks
                     assert torch.equal(saved.read(name, kind, start, stop), value.flatten()[start:stop])
     assert torch.equal(saved.read("pos_embed", MASTER, 1, 5), frozen["pos_embed"].flatten()[1:5])
     assert list(saved.trained) == list(SHAPES) and set(saved.numels) == set(SHAPES | FROZEN)
+
+
+def test_stray_files_beside_those_of_the_manifest_are_not_read(tmp_path):
+    whole, _ = write(tmp_path, 2, [])
+    for path in sorted((tmp_path / "backbone").glob("*rank_0_*")):
+        path.with_name(path.name.replace("rank_0_", "rank_2_")).write_bytes(path.read_bytes())
+        path.with_name(f"old_{path.name}").write_bytes(b"")
+    saved = SavedShards(tmp_path)
+    for name, value in whole[MASTER].items():
+        assert torch.equal(saved.read(name), value.flatten())
 
 
 def test_what_was_counted_and_the_groups_are_read(tmp_path):
@@ -89,7 +103,7 @@ def test_parts_that_stepped_unequally_are_refused(tmp_path):
 def test_a_rank_opens_only_the_files_that_hold_its_part(tmp_path):
     whole, _ = write(tmp_path, 6, [])
     for rank in (3, 4, 5):
-        next(tmp_path.glob(f"*rank_{rank}_*optim_states.pt")).write_bytes(b"")
+        next((tmp_path / "backbone").glob(f"*rank_{rank}_*optim_states.pt")).write_bytes(b"")
     saved = SavedShards(tmp_path)
     weight = whole[MASTER]["blocks.0.weight"].flatten()
     assert torch.equal(saved.read("blocks.0.weight", MASTER, 0, 6), weight[:6])

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ds_seg.data.build import build_dataset, leaf_datasets, resolve_sample, sample_paths
 from ds_seg.data.camvid import CamVidDataset
-from ds_seg.data.demo_scenes import DemoScenesDataset
+from ds_seg.data.demo_dataset import DemoScenesDataset
 from ds_seg.errors import ConfigError, DataError
 
 MakeCfg = Callable[..., dict[str, Any]]

@@ -8,7 +8,8 @@ import pytest
 
 from ds_seg.data import demo_scenes
 from ds_seg.data.build import build_dataset
-from ds_seg.data.demo_scenes import DemoScenesDataset, draw_scene, write_demo_dataset
+from ds_seg.data.demo_dataset import DemoScenesDataset
+from ds_seg.data.demo_scenes import draw_scene, write_demo_dataset
 from ds_seg.data.lint import validate_annotations
 from ds_seg.data.pair_files import read_image_size
 from ds_seg.errors import DataError

@@ -68,6 +68,12 @@ def test_patience_stretches_the_timeout():
     assert find_stuck(looks[21], observe(*looks), 5.0) == [0, 1]
 
 
+def test_silence_gets_no_patience():
+    beats = {0: beat(patience=4.0), 1: BEAT}
+    looks = grow(beats, 7, beating=[1])
+    assert find_silent(looks[6], observe(*looks), 5.0) == [0]
+
+
 @pytest.mark.parametrize("describe", [describe_silent, describe_stuck])
 def test_lines_name_rank_phase_and_place_and_stay_few(describe):
     beats = dict.fromkeys(range(12), BEAT)

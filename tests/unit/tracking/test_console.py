@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,14 @@ def test_a_file_gets_one_plain_line_a_step(clock):
     assert stream.getvalue() == (
         "step 40/200  loss 0.512  lr 1.0e-04..5.0e-04  grad 1.23 (clipped)  12.3 img/s  0.9 GiB  ETA 0:01:23\n"
     )
+
+
+def test_a_note_stands_last():
+    for stream in (io.StringIO(), Terminal()):
+        console = Console(200, stream=stream)
+        console.log_step(ROW, "data wait 23%: try this")
+        console.close()
+        assert re.search(r"0\.9 GiB(  ETA \d:\d\d:\d\d)?  data wait 23%: try this", stream.getvalue())
 
 
 def test_the_eta_of_a_resumed_run_counts_from_where_it_resumed(clock):

@@ -34,6 +34,7 @@ SUMMARY = {
     "IoU": {"road <b>": 0.8, "sky": None},
     "images_per_s": 12.5,
     "step_time_s": {"median": 0.5, "p95": 0.6},
+    "data_wait_share": 0.125,
     "peak_memory_gib_per_rank": [1.5, 1.75],
     "skipped_steps": 0,
     "resumed_from": None,
@@ -67,6 +68,7 @@ def test_a_finished_run_has_every_section_and_links_to_nothing_outside(work_dir)
     assert "and 2 more in predictions/" in page
     assert '<span class="status">completed</span>' in page
     assert "62.0%" in page
+    assert "<b>12.5%</b><span>of it waiting for data</span>" in page
     assert "1.75 GiB" in page
     assert "1,234,567" in page
     assert "road &lt;b&gt;" in page

@@ -1,0 +1,79 @@
+"""The config as a run records it, and what has changed in it since a checkpoint was saved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ds_seg.checkpoint.manifest import read_manifest
+from ds_seg.config import RunConfig, read_config_file
+from ds_seg.config.files import KNOWN_KEYS
+from ds_seg.errors import ConfigError
+
+CONFIG_FILE = "config.py"
+"""In the work dir: the config of the last run there."""
+_NAMED_AT_MOST = 8
+_LONGEST_VALUE = 40
+
+
+def record_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a config: the keys that mean something, without the variables that it uses on the way."""
+    return {key: value for key, value in config.items() if key in KNOWN_KEYS}
+
+
+def digest_config(config: Mapping[str, Any]) -> str:
+    """SHA-256 of what is kept of a config."""
+    return hashlib.sha256(_to_json(record_config(config)).encode()).hexdigest()
+
+
+def describe_changes(checkpoint: Path, run: RunConfig) -> str | None:
+    """What a resumed run's config says otherwise than that of the run that saved, in a line; None for nothing.
+
+    Args:
+        checkpoint: in the work dir of that run, or in what it was moved to.
+        run: the run of today, whose own config was not written yet.
+    """
+    saved_digest = read_manifest(checkpoint).config_digest
+    if saved_digest == digest_config(run.mmseg):
+        return None
+    line = f"the config is not the one that {checkpoint.name} was saved with"
+    path = checkpoint.parents[1] / CONFIG_FILE
+    try:
+        saved = read_config_file(path, {})
+    except ConfigError:
+        return f"{line}; {path} can't be read, so it can't be told what has changed"
+    if digest_config(saved) != saved_digest:
+        return f"{line}; {path} is of another run, so it can't be told what has changed"
+    then, now = (dict(_flatten(record_config(config))) for config in (saved, run.mmseg))
+    changes = [
+        f"{key} {_shorten(then.get(key))} -> {_shorten(now.get(key))}"
+        for key in {**then, **now}
+        if then.get(key) != now.get(key)
+    ]
+    more = f", and {len(changes) - _NAMED_AT_MOST} more" if len(changes) > _NAMED_AT_MOST else ""
+    return f"{line}: {', '.join(changes[:_NAMED_AT_MOST])}{more}. What is there now holds"
+
+
+def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key -> value as JSON, down to what is no dict and no list of dicts."""
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _flatten(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+        for index, inner in enumerate(value):
+            yield from _flatten(inner, f"{key}[{index}]")
+    else:
+        yield key, _to_json(value)
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, default=str, sort_keys=True)
+
+
+def _shorten(value: str | None) -> str:
+    if value is None:
+        return "(none)"
+    return value if len(value) <= _LONGEST_VALUE else f"{value[: _LONGEST_VALUE - 3]}..."

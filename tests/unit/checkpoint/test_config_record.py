@@ -1,0 +1,65 @@
+"""What a resumed run is told of a config that has changed."""
+
+import pytest
+
+from ds_seg.checkpoint.config_record import CONFIG_FILE, describe_changes, digest_config, record_config
+from ds_seg.config import CONFIGS_ROOT, RunOptions, build_run_config, read_config_file
+from ds_seg.workdir import open_work_dir
+from saved import make_checkpoint
+
+
+def run_in(folder, config="demo", *, resume=None, **changes):
+    return build_run_config(RunOptions(config, work_dir=str(folder), resume=resume, cfg_options=changes), 2)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpoint in a work dir that the demo's run has described."""
+    run = run_in(tmp_path)
+    open_work_dir(run)
+    return make_checkpoint(tmp_path, 5, config_digest=digest_config(run.mmseg))
+
+
+def test_the_same_config_is_nothing_to_talk_of(saved, tmp_path):
+    assert describe_changes(saved, run_in(tmp_path)) is None
+
+
+@pytest.mark.parametrize("name", ["demo", "internvit6b_224_full_upernet_ade20k", "camvid_dinov2s_full"])
+def test_a_config_written_to_a_work_dir_is_the_one_that_was_read(tmp_path, monkeypatch, name):
+    for variable in ("ADE20K_ROOT", "CAMVID_ROOT"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    run = run_in(tmp_path, name, load_from=None)
+    open_work_dir(run)
+    assert digest_config(read_config_file(tmp_path / CONFIG_FILE, {})) == digest_config(run.mmseg)
+
+
+def test_changes_are_named_with_both_values(saved, tmp_path):
+    changes = {"runner.max_iters": 7, "data.train.pipeline.0.color_type": "gray", "evaluation.window_batch": 3}
+    assert describe_changes(saved, run_in(tmp_path, **changes)) == (
+        "the config is not the one that step_000005 was saved with: runner.max_iters 300 -> 7, "
+        'data.train.pipeline[0].color_type (none) -> "gray", evaluation.window_batch (none) -> 3. '
+        "What is there now holds"
+    )
+
+
+def test_a_long_list_is_cut(saved, tmp_path):
+    changes = {f"model.backbone.{key}": "x" * 99 for key in "abcdefghijkl"}
+    text = describe_changes(saved, run_in(tmp_path, **changes))
+    assert text.count("->") == 8 and ", and 4 more. What is there now holds" in text
+    assert f'model.backbone.a (none) -> "{"x" * 36}...' in text
+
+
+def test_a_config_that_is_gone_or_of_another_run_is_not_compared(saved, tmp_path, capsys):
+    run = run_in(tmp_path, resume="auto", **{"runner.max_iters": 7})
+    assert open_work_dir(run) == saved
+    assert "saved with: runner.max_iters 300 -> 7. What is there now holds\n" in capsys.readouterr().out
+    text = describe_changes(saved, run_in(tmp_path, **{"runner.max_iters": 8}))
+    assert text.endswith(f"{tmp_path / CONFIG_FILE} is of another run, so it can't be told what has changed")
+    (tmp_path / CONFIG_FILE).write_text("model = dict(")
+    assert describe_changes(saved, run).endswith("can't be read, so it can't be told what has changed")
+
+
+def test_variables_of_a_config_file_are_not_recorded():
+    path = CONFIGS_ROOT / "runs" / "demo.py"
+    config = read_config_file(path, {})
+    assert set(record_config({**config, "crop_size": 7})) == set(record_config(config))
