@@ -10,7 +10,7 @@ help:
 	@echo "make test    set up, run all tests (TESTS=tests/unit for a part, JOBS=4 on more cores)"
 	@echo "make test-faults  set up, kill, stop, starve and damage real runs, print what became of them (docs/faults.md)"
 	@echo "make check   set up, lint and type-check"
-	@echo "make bench   set up, measure the training step side by side with FSDP2 and DDP"
+	@echo "make bench   set up, measure the training step beside FSDP2 and DDP, compiled and not (docs/benchmarks)"
 	@echo "make setup   only make .venv (PYTHON=..., TORCH=torch==2.13.0, WHEELS=folder without a network)"
 
 setup:
@@ -30,8 +30,15 @@ check: setup
 	@$(VENV)/ruff check .
 	@$(VENV)/mypy
 
+# On two CPU processes; benchmarks/gpu.sh is for a GPU.
+STEP := benchmarks/step.py --device cpu --world-size 2 --preset dinov2s --batch 2
+ALL_VARIANTS := --variants ds_seg,fsdp2,ddp,ds_seg_compiled,fsdp2_compiled
 bench: setup
-	@$(VENV)/python benchmarks/step.py
+	@mkdir -p docs/benchmarks
+	@$(VENV)/python $(STEP) $(ALL_VARIANTS) --crop 224 --rounds 6 --steps 4 --warmup 2 --json docs/benchmarks/step_224.json
+	@$(VENV)/python $(STEP) $(ALL_VARIANTS) --crop 448 --rounds 3 --steps 2 --warmup 1 --json docs/benchmarks/step_448.json
+	@$(VENV)/python $(STEP) --policies --crop 448 --rounds 2 --steps 1 --warmup 1 --json docs/benchmarks/policies_448.json
+	@$(VENV)/python benchmarks/data.py --json docs/benchmarks/data.json
 
 clean:
 	rm -rf .venv work_dirs build dist *.egg-info

@@ -161,6 +161,7 @@ part_batches() {
 part_fit() {
   if [ "$resident_blocks" -eq "$blocks" ]; then
     fit resident "${large[@]}"
+    fit compiled "${large[@]}" --cfg-options compile=True
   else
     fit resident "$resident_run" --depth "$resident_blocks" --batch "$batch"
     fit offloaded "${offloaded[@]}"
