@@ -7,10 +7,10 @@ import torch
 
 pytest_plugins = ["measured_rows", "fidelity"]
 LONGEST_FIRST = (
-    "test_soak test_surroundings test_stopped test_killed_in_a_step test_killed_in_a_save test_full_disk test_not_finite "
-    "test_sharded_training test_elastic_resume "
-    "test_camvid test_demo test_bad_input test_resume test_elastic_samples test_recipes test_engine_distributed "
-    "test_heads_and_losses test_ema_distributed test_benchmark"
+    "test_soak test_surroundings test_stopped test_killed_in_a_step test_killed_in_a_save test_full_disk "
+    "test_not_finite test_sharded_training test_elastic_resume test_camvid test_demo test_bad_input test_resume "
+    "test_elastic_samples test_recipes test_engine_distributed test_heads_and_losses test_ema_distributed "
+    "test_benchmark test_compiled_blocks"
 ).split()
 
 
