@@ -35,9 +35,8 @@ STEP := benchmarks/step.py --device cpu --world-size 2 --preset dinov2s --batch 
 ALL_VARIANTS := --variants ds_seg,fsdp2,ddp,ds_seg_compiled,fsdp2_compiled
 bench: setup
 	@mkdir -p docs/benchmarks
-	@$(VENV)/python $(STEP) $(ALL_VARIANTS) --crop 224 --rounds 5 --steps 4 --warmup 2 --json docs/benchmarks/step_224.json
-	@$(VENV)/python $(STEP) $(ALL_VARIANTS) --crop 448 --rounds 3 --steps 2 --warmup 1 --json docs/benchmarks/step_448.json
-	@$(VENV)/python $(STEP) --policies --crop 448 --rounds 2 --steps 1 --warmup 1 --json docs/benchmarks/policies_448.json
+	@$(VENV)/python $(STEP) $(ALL_VARIANTS) --crop 224 --rounds 4 --steps 4 --warmup 2 --json docs/benchmarks/step_224.json
+	@$(VENV)/python $(STEP) $(ALL_VARIANTS) --crop 448 --rounds 2 --steps 2 --warmup 1 --json docs/benchmarks/step_448.json
 	@$(VENV)/python benchmarks/data.py --json docs/benchmarks/data.json
 
 clean:
