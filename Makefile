@@ -22,6 +22,7 @@ demo: setup
 test: setup
 	@$(VENV)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
+test-faults: JOBS = 3# they wait for a third of their time
 test-faults: setup
 	@JOBS=$(JOBS) $(VENV)/python scripts/write_faults.py
 
