@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import time
@@ -23,6 +24,13 @@ _REPORT_WAIT_S = 10.0
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, run the command, and end the process with its exit code."""
     pause_collector()
+    try:
+        _run_command(sys.argv[1:] if argv is None else argv)
+    finally:
+        gc.enable()  # a command that failed has not done so
+
+
+def _run_command(argv: Sequence[str]) -> None:
     _hush_third_parties()
     from ds_seg import distributed
     from ds_seg.commands import add_commands
@@ -40,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"ds_seg {__version__}")
     parser.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     add_commands(parser)
-    args = parser.parse_args(_with_hyphens(sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(_with_hyphens(argv))
     if args.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     if args.local_rank is not None or "TORCHELASTIC_RUN_ID" in os.environ:

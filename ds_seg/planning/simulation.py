@@ -68,7 +68,7 @@ class Trace:
 
 
 def _combine(a: Parts, b: Parts, factor: float) -> Parts:
-    return Counter({key: a[key] + factor * b[key] for key in {*a, *b}})  # type: ignore[misc]
+    return Counter({key: a[key] + factor * b[key] for key in dict.fromkeys([*a, *b])})  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
