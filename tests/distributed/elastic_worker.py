@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -144,8 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BaseException:
-        traceback.print_exc()
-        raise
+    main()
