@@ -46,6 +46,8 @@ def clip_factor(norm: float, clip_norm: float | None) -> float:
 
 def scale_gradients(heads: Sequence[nn.Parameter], factor: float) -> None:
     """Multiply the heads' gradients."""
+    if factor == 1.0:
+        return
     for parameter in heads:
         if parameter.grad is not None:
             parameter.grad.mul_(factor)
