@@ -8,12 +8,10 @@ from typing import Any
 import torch
 
 from ds_seg.config import RunConfig
-from ds_seg.config.deepspeed_json import suit_device
 from ds_seg.models.checkpointing import resolve_policy
-from ds_seg.planning.candidates import Batch, Candidate, build_candidate
-from ds_seg.planning.hardware import GIB, Hardware
-from ds_seg.planning.model_size import measure_model
-from ds_seg.planning.step_costs import simulate_costs
+from ds_seg.planning.candidates import Candidate
+from ds_seg.planning.fitting import plan_as_configured
+from ds_seg.planning.hardware import GIB
 
 _RESERVE = "CUDA context and fragmentation"
 _RESIDENT = ("parameters", "gradients", "master", "moments", "reduce buckets", "live parameters", "head")
@@ -28,15 +26,10 @@ def plan(run: RunConfig, memory_gib: float, device: torch.device, **rates: float
         device: its kind.
         rates: fields of `Hardware` that were measured.
     """
-    on_cpu = device.type == "cpu"
-    policy = resolve_policy(run.model.backbone.get("checkpointing"), run.model.backbone.get("with_cp"))
-    cost = simulate_costs(run, (policy,), fused_norms=not on_cpu).of(policy, run.micro_batch)
-    if on_cpu:
-        rates = {"context_gib": 0.0, **rates}
-    hardware = Hardware(run.world_size, 1, memory_gib, **rates)
-    batch = Batch(run.world_size, run.micro_batch, run.accumulation_steps, run.schedule.max_steps)
-    deepspeed = suit_device(run.deepspeed, device.type)
-    return build_candidate(run, measure_model(run.model), cost, hardware, batch, policy, deepspeed)
+    backbone = run.model.backbone
+    policy = resolve_policy(backbone.get("checkpointing"), backbone.get("with_cp"))
+    (candidate,) = plan_as_configured(run, (policy,), memory_gib=memory_gib, device_type=device.type, **rates)
+    return candidate
 
 
 def predict_memory(candidate: Candidate) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
@@ -70,28 +71,43 @@ def choose_fit(run: RunConfig, *, memory_gib: float, device_type: str) -> Fit:
     Raises:
         ConfigError: `auto` is asked for, and even `block` needs more memory than there is.
     """
-    size, on_cpu = measure_model(run.model), device_type == "cpu"
     backbone = run.model.backbone
     own = resolve_policy(backbone.get("checkpointing"), backbone.get("with_cp"))
     policies = POLICIES if wants_policy(run) else (own,)
-    costs = simulate_costs(run, policies, fused_norms=not on_cpu)
-    hardware = Hardware(run.world_size, 1, memory_gib, **(_CPU if on_cpu else {}))
-    batch = Batch(run.world_size, run.micro_batch, run.accumulation_steps, run.schedule.max_steps)
-    deepspeed = suit_device(run.deepspeed, device_type)
-    candidates = [
-        build_candidate(run, size, costs.of(policy, run.micro_batch), hardware, batch, policy, deepspeed)
-        for policy in policies
-    ]
+    candidates = plan_as_configured(run, policies, memory_gib=memory_gib, device_type=device_type)
     fitting = [candidate for candidate in candidates if candidate.gpu_spare_gib >= 0]
     if not fitting and wants_policy(run):
         raise ConfigError(_describe_lack(candidates[-1], run))
     chosen = min(fitting or candidates, key=lambda c: c.time.total_s)
     return Fit(
         chosen.checkpointing if wants_policy(run) else None,
-        dict(run.deepspeed if on_cpu else chosen.deepspeed),
+        dict(run.deepspeed if device_type == "cpu" else chosen.deepspeed),
         f"planned for {memory_gib:.1f} GiB a process: checkpointing '{chosen.checkpointing}', {chosen.gpu_gib:.1f} GiB "
         f"needed{'' if fitting else ', which is more: expect it to run out of memory'}",
     )
+
+
+def plan_as_configured(
+    run: RunConfig, policies: Sequence[str], *, memory_gib: float, device_type: str, **rates: float
+) -> list[Candidate]:
+    """Plans of a run as its batch and its DeepSpeed JSON are, one for each checkpointing policy.
+
+    Args:
+        run: the run, for its world size.
+        policies: those of `models.checkpointing.POLICIES` that are wanted.
+        memory_gib: of one GPU, or of a process on the CPU.
+        device_type: `cuda` or `cpu`.
+        rates: fields of `Hardware` that were measured.
+    """
+    size, on_cpu = measure_model(run.model), device_type == "cpu"
+    costs = simulate_costs(run, policies, fused_norms=not on_cpu)
+    hardware = Hardware(run.world_size, 1, memory_gib, **{**(_CPU if on_cpu else {}), **rates})
+    batch = Batch(run.world_size, run.micro_batch, run.accumulation_steps, run.schedule.max_steps)
+    deepspeed = suit_device(run.deepspeed, device_type)
+    return [
+        build_candidate(run, size, costs.of(policy, run.micro_batch), hardware, batch, policy, deepspeed)
+        for policy in policies
+    ]
 
 
 def apply_fit(run: RunConfig, fit: Fit) -> RunConfig:
