@@ -10,6 +10,7 @@ from ds_seg.config.faults import Faults
 LIVE_SIZES = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
 ZERO_SIZES = (
     "reduce_bucket_size",
+    "sub_group_size",
     "stage3_prefetch_bucket_size",
     "stage3_param_persistence_threshold",
     *LIVE_SIZES,
@@ -17,6 +18,7 @@ ZERO_SIZES = (
 DEFAULT_LIVE_BYTES = 2e9
 """What whole parameters may take where nobody has computed what there is to spare."""
 _LARGEST_BUCKET = 200_000_000
+_LARGEST_SUB_GROUP = 100_000_000
 _BLOCKS_A_BUCKET = 3
 _BLOCKS_IN_USE = 3
 """One that is computed, one that is fetched for it, one whose release is under way."""
@@ -53,6 +55,7 @@ def compute_zero_sizes(backbone: Mapping[str, Any], live_bytes: float, parameter
     live = min(max(int(live_bytes / parameter_bytes), _BLOCKS_IN_USE * block), everything)
     return {
         "reduce_bucket_size": min(_BLOCKS_A_BUCKET * block, _LARGEST_BUCKET),
+        "sub_group_size": min(block, _LARGEST_SUB_GROUP),
         "stage3_prefetch_bucket_size": block,
         "stage3_param_persistence_threshold": 0,
         "stage3_max_live_parameters": live,

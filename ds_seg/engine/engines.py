@@ -19,6 +19,7 @@ from ds_seg.config import RunConfig
 from ds_seg.config.deepspeed_json import suit_device
 from ds_seg.engine.adamw import RATE_GROUPS, build_adamw, build_backbone_adamw
 from ds_seg.engine.groups import build_param_groups
+from ds_seg.engine.zero3 import use_joint_norm
 from ds_seg.models.backbone_building import build_backbone
 from ds_seg.models.compilation import compile_blocks
 from ds_seg.models.head_channels import validate_head_channels
@@ -121,6 +122,8 @@ def _wrap_backbone(backbone: nn.Module, depth: int, run: RunConfig, *, optimize:
     _import_muon_as_it_is()
     config = suit_device(run.deepspeed, distributed.device().type)
     engine, *_ = deepspeed.initialize(model=backbone, optimizer=optimizer, config=config, dist_init_required=False)
+    if optimize:
+        use_joint_norm(engine)
     return engine
 
 

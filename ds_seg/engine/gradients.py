@@ -1,16 +1,16 @@
 """The joint gradient of both engines: its norm, its clipping, and a step that nobody takes.
 
-Only DeepSpeed's public access is used. Gradients are valid on the last micro-batch, between backward and
-`engine.step`, and what is written there is what the step uses.
+Gradients are valid on the last micro-batch, between backward and `engine.step`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from deepspeed import DeepSpeedEngine
-from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
+from deepspeed.utils import safe_get_local_grad
 from torch import nn
 
 _CLIP_EPSILON = 1e-6
@@ -53,25 +53,28 @@ def scale_gradients(heads: Sequence[nn.Parameter], factor: float) -> None:
             parameter.grad.mul_(factor)
 
 
-def step_scaled(backbone: DeepSpeedEngine, factor: float) -> None:
+def step_scaled(backbone: DeepSpeedEngine, norm: float, factor: float) -> None:
     """Step the backbone with its gradients times a factor.
 
     DeepSpeed divides the FP32 copies that its optimizer steps with by the loss scale, which costs nothing more and
     rounds less than writing bf16 gradients anew.
+
+    Args:
+        backbone: after `use_joint_norm`.
+        norm: joint norm of both engines' gradients.
+        factor: what `clip_factor` says of it.
     """
     optimizer = backbone.optimizer
+    optimizer.joint_norm = norm
     optimizer.override_loss_scale(1.0 / factor)
     backbone.step()
     optimizer.override_loss_scale(1.0)
 
 
-def poison_gradients(backbone: Sequence[nn.Parameter]) -> None:
-    """Make the coming `engine.step` find a gradient that is not finite, and so skip and clean up by itself.
-
-    DeepSpeed looks at the backbone alone; this tells it of a loss or head gradient that is not finite.
-    """
-    parameter = backbone[0]
-    safe_set_local_grad(parameter, torch.full_like(safe_get_local_grad(parameter), float("nan")))
+def skip_step(backbone: DeepSpeedEngine) -> None:
+    """Let DeepSpeed leave out a step as it does after an overflow: it clears gradients, counts, and moves nothing."""
+    backbone.optimizer.joint_norm = math.nan
+    backbone.step()
 
 
 def _sum_of_squares(norms: list[torch.Tensor], device: torch.device) -> torch.Tensor:

@@ -18,8 +18,8 @@ from ds_seg.engine.gradients import (
     backbone_squared_norm,
     clip_factor,
     head_squared_norm,
-    poison_gradients,
     scale_gradients,
+    skip_step,
     step_scaled,
 )
 from ds_seg.engine.precision import validate_head_gradients
@@ -127,12 +127,12 @@ class TwoEngineStep:
         if skipped:
             self._skip()
         else:
-            self._step(factor)
+            self._step(norm, factor)
         return StepResult(means_by_name, norm, factor, skipped)
 
-    def _step(self, factor: float) -> None:
+    def _step(self, norm: float, factor: float) -> None:
         if self.engines.trainable_backbone:
-            step_scaled(self.engines.backbone, factor)
+            step_scaled(self.engines.backbone, norm, factor)
         scale_gradients(self.engines.head_parameters, factor)
         self.engines.head_optimizer.step()
         self.engines.head_optimizer.zero_grad(set_to_none=True)
@@ -140,8 +140,7 @@ class TwoEngineStep:
 
     def _skip(self) -> None:
         if self.engines.trainable_backbone:
-            poison_gradients(self.engines.trainable_backbone)
-            self.engines.backbone.step()
+            skip_step(self.engines.backbone)
         self.engines.head_optimizer.zero_grad(set_to_none=True)
 
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
 from checks import run_checks
 from ds_seg import distributed
@@ -25,7 +26,8 @@ from ds_seg.checkpoint import (
     save_checkpoint,
 )
 from ds_seg.engine.engines import Engines, build_modules
-from ds_seg.engine.step import TwoEngineStep
+from ds_seg.engine.step import StepResult, TwoEngineStep
+from ds_seg.engine.zero3 import JointNormZero3
 from ds_seg.errors import CheckpointError, ConfigError
 from ds_seg.summary import describe_backbone, describe_heads
 from engine_setup import RECIPE, digest, make_micro_batches, make_run, start, train
@@ -52,12 +54,7 @@ def check_training() -> dict:
 
 def describe_training(precision: str) -> dict:
     engines, train_step = start(make_run(precision))
-    head_norms: list[float] = []
-    engines.head_optimizer.register_step_pre_hook(lambda *_: head_norms.append(measure_head_norm(engines)))
-    results, clipped_norms = [], []
-    for step in range(6):
-        results += train(train_step, range(step, step + 1))
-        clipped_norms.append(math.hypot(engines.backbone.get_global_grad_norm(), head_norms[-1]))
+    results, clipped_norms = train_and_measure(engines, train_step)
     backbone = describe_backbone(engines.backbone.module)  # a forward without a backward leaves parameters gathered
     engines.train(False)
     logits_BKHW = engines.encode_decode(torch.zeros(1, 3, 56, 70))
@@ -72,8 +69,49 @@ def describe_training(precision: str) -> dict:
     }
 
 
-def measure_head_norm(engines: Engines) -> float:
-    return math.sqrt(sum(p.grad.square().sum().item() for p in engines.head_parameters))
+def train_and_measure(engines: Engines, train_step: TwoEngineStep) -> tuple[list[StepResult], list[float]]:
+    """Six steps, and the joint norm of what the optimizers stepped with in each."""
+    squares: list[float] = []
+
+    def measure(optimizer: torch.optim.Optimizer, replicas: int) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        squares.extend(gradient.square().sum().item() / replicas for gradient in gradients)
+
+    engines.head_optimizer.register_step_pre_hook(lambda optimizer, *_: measure(optimizer, world()))
+    engines.backbone.optimizer.optimizer.register_step_pre_hook(lambda optimizer, *_: measure(optimizer, 1))
+    results, norms = [], []
+    for step in range(6):
+        squares.clear()
+        results += train(train_step, range(step, step + 1))
+        norms.append(math.sqrt(distributed.reduce_sum(torch.tensor(math.fsum(squares))).item()))
+    return results, norms
+
+
+def check_no_clipping() -> dict:
+    """Gradients with a norm far above 1 and no clipping asked for."""
+    run = dataclasses.replace(make_run("bf16"), clip_norm=None)
+    engines, train_step = start(run)
+    engines.heads.register_forward_hook(lambda _module, _args, losses: {k: 50 * v for k, v in losses.items()})
+    results, norms = train_and_measure(engines, train_step)
+    return {"norms": [result.grad_norm for result in results], "stepped": norms}
+
+
+def check_zero3_step() -> dict:
+    """DeepSpeed's own step, which flattens gradients and takes a norm of its own, moves everything alike."""
+    report = {}
+    for precision in ("fp32", "bf16"):
+        run = make_run(precision)
+        zero = {**run.deepspeed["zero_optimization"], "sub_group_size": 30_000}
+        run = dataclasses.replace(run, deepspeed={**run.deepspeed, "zero_optimization": zero})
+        digests, factors = [], []
+        for kind in (JointNormZero3, DeepSpeedZeroOptimizer_Stage3):
+            engines, train_step = start(run)
+            engines.backbone.optimizer.__class__ = kind
+            factors.append([result.clip_factor for result in train(train_step, range(4))])
+            digests.append(digest(engines))
+        sub_groups = len(engines.backbone.optimizer.fp16_groups)
+        report[precision] = {"sub_groups": sub_groups, "digests": digests, "factors": factors}
+    return report
 
 
 def check_sharding() -> dict:

@@ -40,13 +40,31 @@ def one_rank(out, two_ranks):
 
 
 def test_clipping_is_that_of_the_joint_norm(one_rank, two_ranks):
-    """DeepSpeed's own norm of what it stepped with and the head's, joined, are min(norm, clip): 1e-7 measured."""
+    """The norm of what both optimizers stepped with is min(norm, clip): 1e-7 measured."""
     for run in (one_rank, *two_ranks):
         got = run["check_training"]["fp32"]
         for norm, factor, clipped in zip(got["norms"], got["factors"], got["clipped_norms"], strict=True):
             assert factor == pytest.approx(min(1.0, 0.25 / (norm + 1e-6)), rel=1e-12)
             assert clipped == pytest.approx(norm * factor, rel=2e-6)
         assert 0 < sum(factor == 1.0 for factor in got["factors"]) < len(got["factors"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_step_moves_what_deepspeeds_own_moves(one_rank, two_ranks, precision):
+    """Bit for bit: weights, FP32 masters, moments, heads, after four steps of which some are clipped."""
+    for run in (one_rank, *two_ranks):
+        got = run["check_zero3_step"][precision]
+        assert got["sub_groups"] > 2
+        assert got["digests"][0] == got["digests"][1] and got["factors"][0] == got["factors"][1]
+        assert min(got["factors"][0]) < 1.0 == max(got["factors"][0])
+
+
+def test_without_clipping_nothing_is_clipped(one_rank, two_ranks):
+    """DeepSpeed clips the backbone's own norm to 1 unless it is told not to."""
+    for run in (one_rank, *two_ranks):
+        got = run["check_no_clipping"]
+        assert min(got["norms"]) > 2
+        assert got["stepped"] == pytest.approx(got["norms"], rel=2e-6)
 
 
 def test_step_reports_every_entry(two_ranks):

@@ -46,6 +46,7 @@ def test_buckets_follow_the_blocks():
     assert compute_zero_sizes(SIX_B, 0, 2)["reduce_bucket_size"] == 200_000_000
     small = compute_zero_sizes(DINOV2S, 0, 2)
     assert small["reduce_bucket_size"] == pytest.approx(5e6, rel=0.1)  # measured to be good on CPUs
+    assert small["sub_group_size"] == 12 * 384**2 and compute_zero_sizes(SIX_B, 0, 2)["sub_group_size"] == 100_000_000
     assert small["stage3_prefetch_bucket_size"] == 12 * 384**2 and small["stage3_param_persistence_threshold"] == 0
 
 
@@ -59,6 +60,6 @@ def test_numbers_that_a_user_wrote_stay(tmp_path):
 
 def test_auto_where_nothing_settles_it_is_a_fault(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"zero_optimization\.sub_group_size: got 'auto', which is known for reduce_b"
+        ConfigError, match=r"zero_optimization\.pipeline_depth: got 'auto', which is known for reduce_b"
     ):
-        build_run_config(write(tmp_path, sub_group_size="auto"), 8)
+        build_run_config(write(tmp_path, pipeline_depth="auto"), 8)
