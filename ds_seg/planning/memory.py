@@ -59,7 +59,7 @@ def compute_gpu_memory(size: ModelSize, cost: StepCost, states: States, hardware
         "averages (EMA)": 4 * (on_gpu + size.head_trainable) if states.ema else 0.0,
     }
     working: dict[str, float] = dict(cost.peak)
-    step_bytes = 0 if states.offload else 4 * min(share, _sub_group(size, states, world_size))
+    step_bytes = 0 if states.offload or not states.bf16 else 4 * min(share, _sub_group(size, states, world_size))
     working["optimizer step"] = max(0.0, step_bytes - sum(working.values()))
     loss = hardware.fragmentation * sum(working.values())
     context = hardware.context_gib * (4 / 3 if world_size > 1 else 1) * GIB
