@@ -37,7 +37,7 @@ ALL_VARIANTS := --variants ds_seg,fsdp2,ddp,ds_seg_compiled,fsdp2_compiled
 bench: setup
 	@mkdir -p docs/benchmarks
 	@$(VENV)/python $(STEP) $(ALL_VARIANTS) --crop 224 --rounds 4 --steps 4 --warmup 2 --json docs/benchmarks/step_224.json
-	@$(VENV)/python $(STEP) $(ALL_VARIANTS) --crop 448 --rounds 2 --steps 2 --warmup 1 --json docs/benchmarks/step_448.json
+	@$(VENV)/python $(STEP) $(ALL_VARIANTS) --crop 448 --rounds 3 --steps 2 --warmup 1 --json docs/benchmarks/step_448.json
 	@$(VENV)/python benchmarks/data.py --json docs/benchmarks/data.json
 
 clean:

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: forward, backward, optimizer, and collectives inside them."""
+"""Where the time of a training step goes: its data, forward, backward, optimizer, and collectives inside them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 Timed = Mapping[str, Sequence[tuple[Any, str]]]
 """Phase -> the callables that make it, each as the object that holds it and the name of its attribute."""
+DATA = "data"
+"""Drawing a batch of the benchmark's own, which `step_s` leaves out; benchmarks/data.py measures a real pipeline."""
 REST = "rest"
 COLLECTIVES = "collectives"
 _COLLECTIVE_PREFIXES = ("gloo:", "nccl:", "ncclDevKernel", "ncclKernel")

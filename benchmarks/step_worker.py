@@ -13,6 +13,7 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 from device_facts import measure_copies, measure_products, measure_s
 from memory import measure_held_gib, measure_step_gib
-from phases import COLLECTIVES, measure_collectives_s, split_step
+from phases import COLLECTIVES, DATA, measure_collectives_s, split_step
 from variants import VARIANTS, Step
 from workload import Workload
 
@@ -99,12 +100,13 @@ def _take_turn(workload: Workload, run: RunConfig, step: Step, done: int, warmup
 def _measure_more(workload: Workload, run: RunConfig, step: Step, done: int, before_gib: float) -> dict[str, Any]:
     """Memory, and the phases of a step, by rank; three more steps, which count for nothing else."""
     device = distributed.device()
-    batches = [workload.draw_batch(run, index) for index in range(done, done + 3)]
-    memory = _measure_memory(lambda: step(done, batches[0]), before_gib)
+    first, last = (workload.draw_batch(run, index) for index in (done, done + 2))
+    memory = _measure_memory(lambda: step(done, first), before_gib)
     distributed.barrier()
-    phases = split_step(lambda: step(done + 1, batches[1]), step.timed, device)
+    source = SimpleNamespace(draw=lambda: workload.draw_batch(run, done + 1))
+    phases = split_step(lambda: step(done + 1, source.draw()), {DATA: [(source, "draw")], **step.timed}, device)
     distributed.barrier()
-    phases[COLLECTIVES] = measure_collectives_s(lambda: step(done + 2, batches[2]), device)
+    phases[COLLECTIVES] = measure_collectives_s(lambda: step(done + 2, last), device)
     memories, all_phases, rates = zip(*distributed.gather_objects((memory, phases, _measure_rates())), strict=True)
     return {
         "memory": {name: max(rank[name] for rank in memories) for name in memory},

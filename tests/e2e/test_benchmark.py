@@ -41,7 +41,7 @@ def test_every_figure_is_there(figures):
         memory = row["memory"]
         assert memory["resident_gib"] > memory["resident_growth_gib"] > memory["allocated_gib"] > memory["step_gib"] > 0
         assert len(row["memory_by_rank"]) == 2 and all(rate > 0 for rate in row["rates"].values())
-        assert set(row["phases_s"]) == {"forward", "backward", "optimizer", "rest", "collectives"}
+        assert set(row["phases_s"]) == {"data", "forward", "backward", "optimizer", "rest", "collectives"}
         assert all(seconds > 0 for seconds in row["phases_s"].values())
         assert row["checkpointing"] == "selective"
     assert figures["tflop_per_image_counted"] == pytest.approx(figures["tflop_per_image"], rel=1e-3)
