@@ -140,13 +140,14 @@ def _check_owned_by_run(given: Mapping[str, Any], faults: Faults) -> None:
 
 
 def _check_zero(zero: Any, faults: Faults) -> None:
-    stage = zero.get("stage") if isinstance(zero, dict) else None
-    if stage != 3:
+    zero = zero if isinstance(zero, dict) else {}
+    if zero.get("stage") != 3:
         faults.add(
             "deepspeed.zero_optimization.stage",
-            f"got {stage!r}, want 3: the backbone is built and loaded in shards. Set it to 3, also on one GPU.",
+            f"got {zero.get('stage')!r}, want 3: the backbone is built and loaded in shards. Set it to 3, also on one "
+            "GPU.",
         )
-    sections = {part: (zero.get(part) if isinstance(zero, dict) else None) or {} for part in _OFFLOADED_PARTS}
+    sections = {part: zero.get(part) or {} for part in _OFFLOADED_PARTS}
     for part, section in sections.items():
         if section.get("device") == "nvme":
             faults.add(
@@ -161,3 +162,13 @@ def _check_zero(zero: Any, faults: Faults) -> None:
             f"got {offload['ratio']}, want 1: the second optimizer that DeepSpeed 0.19.8 makes for the rest knows no "
             "rate per layer and no schedule, and its moments are in no checkpoint. Remove it.",
         )
+    for name, value in (
+        ("offload_optimizer.super_offload", offload.get("super_offload")),
+        ("zenflow", zero.get("zenflow")),
+    ):
+        if value:
+            faults.add(
+                f"deepspeed.zero_optimization.{name}",
+                f"got {value!r}, which makes DeepSpeed step with another optimizer than ZeRO-3's: it knows no joint "
+                "norm, and its state is in no checkpoint. Remove it.",
+            )

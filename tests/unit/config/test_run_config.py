@@ -242,6 +242,14 @@ def write_json(folder, **changes):
             r"offload_optimizer\.ratio: got 0\.5, want 1: the second optimizer",
         ),
         (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "super_offload": True}}},
+            r"offload_optimizer\.super_offload: got True, which makes DeepSpeed step with another optimizer",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "zenflow": {"topk_ratio": 0.1}}},
+            r"zero_optimization\.zenflow: got \{'topk_ratio': 0\.1\}, which makes DeepSpeed step with another",
+        ),
+        (
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
             r"offload_optimizer\.device: got 'nvme', want 'cpu': what DeepSpeed swaps",
         ),
