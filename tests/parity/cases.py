@@ -5,12 +5,14 @@ from __future__ import annotations
 from recipe import Recipe
 
 CLASS_WEIGHTS = (0.5, 1.0, 2.0, 1.0, 0.7, 1.5)
+UNCLIPPED = "gradient norms of 4 to 5, not clipped"
 CASES = {
     "AdamW and drop path": Recipe(),
     "layer decay 0.6": Recipe(layer_decay=0.6),
     "weight decay, embeddings exempt": Recipe(weight_decay=0.5),
     "weight decay, embeddings decayed": Recipe(weight_decay=0.5, decay_embeddings=True),
     "clipping that bites on some steps": Recipe(clip_norm=0.25, ignored_pixels=True),
+    UNCLIPPED: Recipe(auxiliary_weight=10.0),
     "accumulation 3": Recipe(accumulation=3),
     "auxiliary head": Recipe(auxiliary_weight=0.4),
     "class weights": Recipe(class_weights=CLASS_WEIGHTS),

@@ -11,9 +11,9 @@ from unittest import mock
 
 import torch
 
-from cases import ALL, CASES
+from cases import ALL, CASES, UNCLIPPED
 from ds_seg import distributed
-from ds_seg.engine import gradients, groups
+from ds_seg.engine import engines, gradients, groups
 from ds_seg.engine import step as step_module
 from ds_seg.engine.step import TwoEngineStep
 from ds_seg.models import internvit
@@ -44,18 +44,22 @@ def patched(owner: Any, attribute: str, make: Callable[[Callable], Callable]) ->
 
 
 def clip_each_engine(step: Callable) -> Callable:
-    def step_apart(self: TwoEngineStep, _factor: float) -> None:
-        engines = self.engines
-        square = gradients.backbone_squared_norm(engines.trainable_backbone, engines.device)
+    def step_apart(self: TwoEngineStep, norm: float, _factor: float) -> None:
+        both = self.engines
+        square = gradients.backbone_squared_norm(both.trainable_backbone, both.device)
         squares = (
             distributed.reduce_sum(square.reshape(1)),
-            gradients.head_squared_norm(engines.head_parameters, engines.device),
+            gradients.head_squared_norm(both.head_parameters, both.device),
         )
         factors = [gradients.clip_factor(square.item() ** 0.5, CASES[ALL].clip_norm) for square in squares]
-        gradients.scale_gradients(engines.head_parameters, factors[1] / factors[0])
-        step(self, factors[0])
+        gradients.scale_gradients(both.head_parameters, factors[1] / factors[0])
+        step(self, norm, factors[0])
 
     return step_apart
+
+
+def leave_out_clipping(suit: Callable) -> Callable:
+    return lambda *args: {key: value for key, value in suit(*args).items() if key != "gradient_clipping"}
 
 
 def multiply_head_gradients(factor: float) -> Callable[[Callable], Callable]:
@@ -142,6 +146,12 @@ MUTATIONS = (
         ALL,
         PARAMETERS,
         patched(TwoEngineStep, "_step", clip_each_engine),
+    ),
+    Mutation(
+        "DeepSpeed clips the backbone as its own default has it",
+        UNCLIPPED,
+        PARAMETERS,
+        patched(engines, "suit_device", leave_out_clipping),
     ),
     Mutation(
         "head gradients summed over ranks, not averaged",
