@@ -7,14 +7,13 @@ import gc
 import os
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
 from ds_seg import __version__
 from ds_seg.collector import pause_collector
-from ds_seg.errors import EXIT_FAULT, EXIT_INTERRUPTED, DsSegError
+from ds_seg.errors import EXIT_FAULT, EXIT_INTERRUPTED, DsSegError, describe_fault
 
 _REPORT_WAIT_S = 10.0
 
@@ -59,8 +58,8 @@ def _run_command(argv: Sequence[str]) -> None:
         _fail(error.exit_code, f"ds-seg: {type(error).__name__}: {error}")
     except KeyboardInterrupt:
         _fail(EXIT_INTERRUPTED, "ds-seg: interrupted before training began; there is nothing to save.")
-    except Exception:  # a fault of ours or of a library: one traceback, and no rank left behind
-        _fail(EXIT_FAULT, f"rank {distributed.rank()} failed:\n{traceback.format_exc()}")
+    except Exception as error:  # a fault of ours or of a library: told once, and no rank left behind
+        _fail(EXIT_FAULT, describe_fault(error, distributed.rank()))
     distributed.shutdown()
     sys.exit(code)
 

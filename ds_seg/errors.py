@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 EXIT_OK = 0
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
@@ -57,3 +59,14 @@ class StoppedBySignal(DsSegError):
     """The run was asked to stop (a signal, --max-time) and saved a checkpoint first."""
 
     exit_code = EXIT_STOPPED_BY_SIGNAL
+
+
+def describe_fault(error: Exception, rank: int) -> str:
+    """What a rank prints of a failure that nobody foresaw: its traceback, but for a data worker that was killed."""
+    text = str(error).strip()
+    if not text.startswith("DataLoader worker"):
+        return f"rank {rank} failed:\n{''.join(traceback.format_exception(error))}"
+    return (
+        f"ds-seg: rank {rank}: {text} If nobody killed it, the machine ran out of memory: give the job more of it, or "
+        "lower data.workers_per_gpu, and go on with --resume auto."
+    )

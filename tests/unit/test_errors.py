@@ -1,0 +1,36 @@
+"""What is printed of a failure that nobody foresaw."""
+
+import os
+import signal
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from ds_seg.errors import describe_fault
+
+
+class KillsItsWorker(Dataset):
+    """As the system does when memory runs out."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_data_worker_is_told_with_the_remedy():
+    with pytest.raises(RuntimeError) as raised:
+        list(DataLoader(KillsItsWorker(), num_workers=1))
+    told = describe_fault(raised.value, 3)
+    assert told.startswith("ds-seg: rank 3: DataLoader worker (pid")
+    assert "lower data.workers_per_gpu, and go on with --resume auto." in told and "\n" not in told
+
+
+def test_any_other_failure_is_told_with_its_traceback():
+    try:
+        [][0]
+    except IndexError as error:
+        told = describe_fault(error, 1)
+    assert told.startswith("rank 1 failed:\nTraceback") and told.endswith("IndexError: list index out of range\n")
+    assert "[][0]" in told
