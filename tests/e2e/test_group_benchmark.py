@@ -16,11 +16,12 @@ def test_every_variant_is_measured(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text())["world_1"]
     counts = {name: (row["groups"], row["sub_groups"]) for name, row in rows.items()}
-    assert counts == {  # the embeddings and each of 3 blocks have a group that is decayed and one that is not
-        "ds_seg, layer decay": (8, 1),
-        "ds_seg, none": (2, 1),
+    # the embeddings and each of 3 blocks have a group that is decayed and one that is not; a sub-group is a block's size
+    assert counts == {
+        "ds_seg, layer decay": (8, 3),
+        "ds_seg, none": (2, 3),
         "plain, layer decay": (8, 8),
-        "plain, none": (2, 2),
+        "plain, none": (2, 4),
     }
     for name, row in rows.items():
         assert name in done.stdout and row["step_ms"] > 0 and row["cpu_ms"] > 0
