@@ -42,9 +42,9 @@ def _join(parts: list[torch.Tensor]) -> torch.Tensor:
     Raises:
         RuntimeError: there is a gap, or they are not parts of one tensor.
     """
-    first, end = parts[0], parts[0].storage_offset()
+    end = parts[0].data_ptr()
     for part in parts:
-        if part.data_ptr() != first.data_ptr() + (end - first.storage_offset()) * first.element_size():
+        if part.data_ptr() != end:
             raise RuntimeError("ZeRO-3's gradients do not lie one after another: not the DeepSpeed that was tested.")
-        end += part.numel()
-    return first.as_strided((end - first.storage_offset(),), (1,))
+        end += part.nbytes
+    return parts[0].as_strided((sum(part.numel() for part in parts),), (1,))
