@@ -16,7 +16,7 @@ def test_every_variant_is_measured(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text())["world_1"]
     counts = {name: (row["groups"], row["sub_groups"]) for name, row in rows.items()}
-    # the embeddings and each of 3 blocks have a group that is decayed and one that is not; a sub-group is a block's size
+    # embeddings and each of 3 blocks: a group that is decayed and one that is not; a sub-group is a block's size
     assert counts == {
         "ds_seg, layer decay": (8, 3),
         "ds_seg, none": (2, 3),
