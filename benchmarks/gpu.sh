@@ -11,8 +11,8 @@
 #   fit      the run files for one GPU: 10 steps on one batch, the loss must fall; memory and time beside the plan
 #
 # OUT (gpu_figures) gets one JSON and one log a part; a part that fails or has no time left says so in its JSON, and the
-# others go on. Blocks follow the GPU's memory: 48 from 130 GiB on; below, 36 resident, and 48 with the optimizer in
-# host memory.
+# others go on. Blocks follow the GPU's memory: 48 from 130 GiB on; below, 36 resident, and 48 with a part of the
+# optimizer in host memory.
 #
 #   WHEELS=folder    of benchmarks/collect_wheels.sh: installed beside PYTHON's own packages, into SITE. Without it: .venv,
 #                    or the python3 at hand
@@ -76,7 +76,7 @@ else
   found_gib=80
   preset=${PRESET:-internvit_tiny} blocks=3 resident_blocks=2 few_blocks=1 crop=56 batch=2 batches="1 2" steps=2 warmup=1 fit_steps=8
   resident_run=demo
-  offloaded=(demo --batch 2 --depth 3 --deepspeed-config ds_configs/deepspeed/zero3_bf16_offload_unpinned.json)
+  offloaded=(demo --batch 2 --depth 3 --deepspeed-config ds_configs/deepspeed/zero3_bf16_offload_partly.json)
   large=(demo --batch 2 --depth 3)
 fi
 memory_gib=${MEMORY_GIB:-$found_gib}

@@ -139,7 +139,7 @@ def summarise(run: RunConfig, candidate: Candidate, step: TwoEngineStep, trained
         "micro_batch": run.micro_batch,
         "accumulation_steps": run.accumulation_steps,
         "checkpointing": candidate.checkpointing,
-        "offload_optimizer": candidate.states.offload,
+        "offload_optimizer": candidate.states.offloaded,
         "backbone": describe_backbone(step.engines.backbone.module),
         "head": describe_heads(step.engines.heads),
         **trained,
@@ -154,11 +154,11 @@ def summarise(run: RunConfig, candidate: Candidate, step: TwoEngineStep, trained
 def format_figures(figures: dict[str, Any]) -> str:
     """What was measured beside what was predicted, as text."""
     losses, predicted_s = figures["losses"], figures["step_s_predicted"]
-    place = "in host memory" if figures["offload_optimizer"] else "resident"
+    offloaded = figures["offload_optimizer"]
     lines = [
         f"{figures['run']} with {figures['depth']} blocks",
         f"{figures['accumulation_steps']} x {figures['micro_batch']} crops of {figures['crop_px']} px",
-        f"checkpointing '{figures['checkpointing']}', optimizer {place}",
+        f"checkpointing '{figures['checkpointing']}', {offloaded:.0%} of the optimizer in host memory",
         f"loss {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} steps on one batch",
         f"step {figures['step_s']:.3f} s" + (f", plan {predicted_s:.3f}" if predicted_s else ""),
     ]

@@ -51,11 +51,12 @@ def load_backbone(saved: SavedShards, engines: Engines) -> None:
 
 def _make_optimizer_state(engines: Engines, steps: int | None) -> None:
     """Room for the moments, and a step count of its own for each of DeepSpeed's flat tensors."""
-    optimizer = engines.backbone.basic_optimizer
-    optimizer.state.clear()
+    zero = engines.backbone.optimizer
+    zero.optimizer.state.clear()
     if steps is None:
         return
-    for flat in engines.backbone.optimizer.fp32_partitioned_groups_flat:
+    for sub_group_id, flat in enumerate(zero.fp32_partitioned_groups_flat):
+        optimizer = zero.optimizer_of(sub_group_id)
         counts_in_python = isinstance(optimizer, DeepSpeedCPUAdam)
         count = steps if counts_in_python else torch.tensor(float(steps), device=flat.device)
         optimizer.state[flat] = {"step": count, **{key: torch.zeros_like(flat) for key in MOMENTS}}

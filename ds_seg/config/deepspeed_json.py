@@ -100,6 +100,12 @@ def resolve_deepspeed(
     return resolved
 
 
+def offloaded_share(deepspeed: Mapping[str, Any]) -> float:
+    """The share of the backbone's optimizer state that is kept in host memory, 0 to 1."""
+    offload = deepspeed["zero_optimization"].get("offload_optimizer") or {}
+    return float(offload.get("ratio", 1.0)) if offload.get("device", "none") != "none" else 0.0
+
+
 def suit_device(deepspeed: Mapping[str, Any], device_type: str) -> dict[str, Any]:
     """The config for CPUs or GPUs: gloo's reduce_scatter takes almost twice the time of its all_reduce.
 
@@ -156,11 +162,12 @@ def _check_zero(zero: Any, faults: Faults) -> None:
                 "resume, an export or averages (EMAHook) could read.",
             )
     offload = sections["offload_optimizer"]
-    if offload.get("ratio", 1.0) != 1.0:
+    ratio = offload.get("ratio", 1.0)
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
         faults.add(
             "deepspeed.zero_optimization.offload_optimizer.ratio",
-            f"got {offload['ratio']}, want 1: the second optimizer that DeepSpeed 0.19.8 makes for the rest knows no "
-            "rate per layer and no schedule, and its moments are in no checkpoint. Remove it.",
+            f"got {ratio!r}, want the share of the optimizer's state that host memory holds, above 0 and at most 1. "
+            "`ds-seg plan` tells the least that fits; remove offload_optimizer where nothing has to be offloaded.",
         )
     for name, value in (
         ("offload_optimizer.super_offload", offload.get("super_offload")),

@@ -50,6 +50,24 @@ def build_backbone_adamw(groups: list[Group], settings: OptimizerSettings, *, of
     return optimizer
 
 
+def build_resident_adamw(
+    offloaded: torch.optim.Optimizer, groups: list[Group], settings: OptimizerSettings
+) -> torch.optim.Optimizer:
+    """A second AdamW for what stays on the GPU where a part of the optimizer's state is offloaded.
+
+    It has the rates and the state of the first one, so that a schedule and a checkpoint know of one optimizer.
+
+    Args:
+        offloaded: what `build_backbone_adamw` returned, and DeepSpeed was given.
+        groups: as it was given.
+        settings: as it was given.
+    """
+    resident = build_backbone_adamw(groups, settings, offloaded=False)
+    resident.state = offloaded.state
+    resident.param_groups[0].update({"params": [], RATE_GROUPS: offloaded.param_groups[0][RATE_GROUPS]})
+    return resident
+
+
 class _StepByRate:
     """Hooks around `optimizer.step` that put the rate groups in the place of DeepSpeed's one group.
 

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ds_seg import distributed
 from ds_seg.config import RunConfig
-from ds_seg.config.deepspeed_json import suit_device
-from ds_seg.engine.adamw import RATE_GROUPS, build_adamw, build_backbone_adamw
+from ds_seg.config.deepspeed_json import offloaded_share, suit_device
+from ds_seg.engine.adamw import RATE_GROUPS, build_adamw, build_backbone_adamw, build_resident_adamw
 from ds_seg.engine.groups import build_param_groups
 from ds_seg.engine.zero3 import use_joint_norm
 from ds_seg.models.backbone_building import build_backbone
@@ -117,13 +117,13 @@ def _wrap_backbone(backbone: nn.Module, depth: int, run: RunConfig, *, optimize:
     if optimize:
         named = ((f"backbone.{name}", parameter) for name, parameter in backbone.named_parameters())
         groups = build_param_groups(named, depth, run.optimizer)
-        offload = run.deepspeed["zero_optimization"].get("offload_optimizer") or {}
-        optimizer = build_backbone_adamw(groups, run.optimizer, offloaded=offload.get("device", "none") != "none")
+        optimizer = build_backbone_adamw(groups, run.optimizer, offloaded=offloaded_share(run.deepspeed) > 0)
     _import_muon_as_it_is()
     config = suit_device(run.deepspeed, distributed.device().type)
     engine, *_ = deepspeed.initialize(model=backbone, optimizer=optimizer, config=config, dist_init_required=False)
-    if optimize:
-        use_joint_norm(engine)
+    if optimizer is not None:
+        partly = 0 < offloaded_share(run.deepspeed) < 1
+        use_joint_norm(engine, build_resident_adamw(optimizer, groups, run.optimizer) if partly else None)
     return engine
 
 

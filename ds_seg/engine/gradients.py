@@ -10,20 +10,23 @@ from collections.abc import Sequence
 
 import torch
 from deepspeed import DeepSpeedEngine
-from deepspeed.utils import safe_get_local_grad
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import nn
+
+from ds_seg.engine.zero3 import gradient_norms
 
 _CLIP_EPSILON = 1e-6
 """As in `torch.nn.utils.clip_grad_norm_`."""
 
 
-def backbone_squared_norm(parameters: Sequence[nn.Parameter], device: torch.device) -> torch.Tensor:
-    """Sum of squares over this rank's shard of the backbone's gradient.
+def backbone_squared_norm(backbone: DeepSpeedEngine, device: torch.device) -> torch.Tensor:
+    """Sum of squares over this rank's shard of the backbone's gradient; 0 if the backbone is frozen.
 
     Returns:
         FP64 scalar; sum it over ranks for the whole backbone.
     """
-    norms = [safe_get_local_grad(parameter).norm() for parameter in parameters]
+    optimizer = backbone.optimizer
+    norms = gradient_norms(optimizer) if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3) else []
     return _sum_of_squares(norms, device)
 
 
@@ -78,6 +81,7 @@ def skip_step(backbone: DeepSpeedEngine) -> None:
 
 
 def _sum_of_squares(norms: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """A sum in FP64 of squares that are infinite where FP32 can't hold them, as AdamW's second moments are then."""
     if not norms:
         return torch.zeros((), dtype=torch.float64, device=device)
-    return torch.stack(norms).to(device=device, dtype=torch.float64).square().sum()
+    return torch.stack(norms).to(device, torch.float32).square().sum(dtype=torch.float64)

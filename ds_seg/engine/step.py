@@ -107,13 +107,13 @@ class TwoEngineStep:
 
     def _update(self, losses: Mapping[str, torch.Tensor]) -> StepResult:
         engines = self.engines
-        heads, backbone = engines.head_parameters, engines.trainable_backbone
+        heads = engines.head_parameters
         validate_head_gradients(engines.heads)
         names = sorted(losses)
         reduced = distributed.reduce_sum(
             torch.stack(
                 [
-                    backbone_squared_norm(backbone, engines.device),
+                    backbone_squared_norm(engines.backbone, engines.device),
                     *(losses[name].to(torch.float64) / self.run.world_size for name in names),
                 ]
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.utils import safe_get_local_grad
 
 
 class JointNormZero3(DeepSpeedZeroOptimizer_Stage3):
@@ -15,9 +16,17 @@ class JointNormZero3(DeepSpeedZeroOptimizer_Stage3):
 
     Attributes:
         joint_norm: for the coming step; where it is not finite DeepSpeed skips, clears gradients and counts.
+        resident_optimizer: steps the first sub-groups, whose state stays on the GPU, where only a part of them is
+            offloaded (decision 019); None elsewhere.
     """
 
     joint_norm = float("nan")
+    resident_optimizer: torch.optim.Optimizer | None = None
+
+    def optimizer_of(self, sub_group_id: int) -> torch.optim.Optimizer:
+        """What steps a sub-group: DeepSpeed's optimizer, or `resident_optimizer` if the sub-group is not offloaded."""
+        resident = int((1 - self.partial_offload) * len(self.fp16_groups)) if self.resident_optimizer else 0
+        return self.resident_optimizer if sub_group_id < resident else self.optimizer
 
     def _get_norm_groups(self) -> list[float]:
         return [self.joint_norm]
@@ -28,12 +37,31 @@ class JointNormZero3(DeepSpeedZeroOptimizer_Stage3):
         flat.grad = _join(self.averaged_gradients[sub_group_id]).to(flat.dtype)
         self.averaged_gradients[sub_group_id] = None
 
+    def _optimizer_step(self, sub_group_id: int) -> None:
+        """Step a sub-group with the optimizer that has its rates; DeepSpeed's own second optimizer has none."""
+        optimizer = self.optimizer_of(sub_group_id)
+        group = optimizer.param_groups[self.sub_group_to_group_id[sub_group_id]]
+        group["params"] = [self.fp32_partitioned_groups_flat[sub_group_id]]
+        optimizer.step()
+        group["params"] = []
 
-def use_joint_norm(engine: DeepSpeedEngine) -> None:
+
+def gradient_norms(optimizer: DeepSpeedZeroOptimizer_Stage3) -> list[torch.Tensor]:
+    """2-norms of this rank's parts of the gradient, one of each parameter; valid before a step.
+
+    With an offloaded optimizer DeepSpeed takes them on the GPU before it moves the gradients to host memory.
+    """
+    if optimizer.offload_optimizer:
+        return list(optimizer.norm_for_param_grads.values())
+    return [safe_get_local_grad(parameter).norm() for group in optimizer.fp16_groups for parameter in group]
+
+
+def use_joint_norm(engine: DeepSpeedEngine, resident_optimizer: torch.optim.Optimizer | None) -> None:
     """Let the engine's ZeRO-3 optimizer, which DeepSpeed makes by itself, step as `JointNormZero3`."""
     if type(engine.optimizer) is not DeepSpeedZeroOptimizer_Stage3:
         raise TypeError(f"DeepSpeed made a {type(engine.optimizer).__name__}, want DeepSpeedZeroOptimizer_Stage3")
     engine.optimizer.__class__ = JointNormZero3
+    engine.optimizer.resident_optimizer = resident_optimizer
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:

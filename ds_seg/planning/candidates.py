@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ds_seg.config import RunConfig
+from ds_seg.config.deepspeed_json import offloaded_share
 from ds_seg.config.zero_sizes import settle_zero_sizes
 from ds_seg.planning.communication import Traffic, compute_traffic
 from ds_seg.planning.hardware import GIB, Hardware
@@ -148,8 +149,8 @@ def read_states(deepspeed: Mapping[str, Any], run: RunConfig) -> States:
     offload = zero.get("offload_optimizer") or {}
     return States(
         bf16=run.bf16,
-        offload=offload.get("device", "none") != "none",
-        pin_memory=bool(offload.get("pin_memory", False)),
+        offloaded=offloaded_share(deepspeed),
+        pin_memory=bool(offload.get("pin_memory", True)),
         ema=run.ema is not None,
         zero=zero,
     )

@@ -18,8 +18,8 @@ class States:
     """How the states of a run are kept."""
 
     bf16: bool
-    offload: bool
-    """Optimizer in host memory."""
+    offloaded: float
+    """Share of the optimizer's state in host memory, 0 to 1."""
     pin_memory: bool
     ema: bool
     zero: Mapping[str, Any]
@@ -33,7 +33,12 @@ class States:
     @property
     def master_bytes(self) -> int:
         """Of the FP32 copy that the optimizer has of a parameter; where parameters are FP32 it takes them."""
-        return 4 if self.bf16 or self.offload else 0
+        return 4 if self.bf16 or self.offloaded else 0
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Of the gradient of a parameter whose state is on a GPU; DeepSpeed 0.19.8 casts it early when it offloads."""
+        return 4 if self.offloaded else self.parameter_bytes
 
 
 def compute_gpu_memory(size: ModelSize, cost: StepCost, states: States, hardware: Hardware) -> dict[str, float]:
@@ -47,19 +52,19 @@ def compute_gpu_memory(size: ModelSize, cost: StepCost, states: States, hardware
     """
     world_size, width = hardware.gpus, states.parameter_bytes
     share = size.trainable / world_size
-    on_gpu = 0.0 if states.offload else share
+    on_gpu = (1 - states.offloaded) * share
     resident = {
         "parameters": width * size.backbone / world_size,
-        "gradients": width * on_gpu,
+        "gradients": states.gradient_bytes * on_gpu,
         "master": states.master_bytes * on_gpu,
         "moments": 8 * on_gpu,
         "reduce buckets": _compute_buckets(size, states),
         "live parameters": width * count_live_parameters(size, states.zero, world_size),
         "head": _compute_head_states(size),
-        "averages (EMA)": 4 * (on_gpu + size.head_trainable) if states.ema else 0.0,
+        "averages (EMA)": 4 * ((0 if states.offloaded else share) + size.head_trainable) if states.ema else 0.0,
     }
     working: dict[str, float] = dict(cost.peak)
-    step_bytes = 0 if states.offload or not states.bf16 else 4 * min(share, _sub_group(size, states, world_size))
+    step_bytes = 0 if states.offloaded or not states.bf16 else 4 * min(share, _sub_group(size, states, world_size))
     working["optimizer step"] = max(0.0, step_bytes - sum(working.values()))
     loss = hardware.fragmentation * sum(working.values())
     context = hardware.context_gib * (4 / 3 if world_size > 1 else 1) * GIB
@@ -76,12 +81,13 @@ def compute_host_memory(size: ModelSize, states: States, hardware: Hardware, wor
         workers: data loading processes of each training process.
     """
     processes = hardware.gpus_a_node
-    share = size.trainable / hardware.gpus if states.offload else 0.0
+    share = size.trainable / hardware.gpus if states.offloaded else 0.0
+    on_host = states.offloaded * share
     parts = {
         "processes": (hardware.process_gib + workers * hardware.worker_gib) * GIB,
-        "master": 4 * share,
-        "moments": 8 * share,
-        "gradients": (states.parameter_bytes + 4) * share,
+        "master": 4 * on_host,
+        "moments": 8 * on_host,
+        "gradients": states.parameter_bytes * share + 4 * on_host,
         "pinned memory's rounding": _compute_rounding(size, states, share, hardware.gpus) if states.pin_memory else 0.0,
         "averages (EMA)": 4 * share if states.ema else 0.0,
     }
@@ -117,12 +123,12 @@ def _sub_group(size: ModelSize, states: States, world_size: int) -> float:
 
 
 def _compute_rounding(size: ModelSize, states: States, share: float, world_size: int) -> float:
-    """Torch pins memory in powers of two: one tensor of all gradients, and an FP32 one for each sub-group."""
+    """Torch pins memory in powers of two: a tensor of all gradients, and an FP32 one for each offloaded sub-group."""
     if not share:
         return 0.0
     group = min(_sub_group(size, states, world_size), share)
     flat, part = states.parameter_bytes * share, 4 * group
-    return _round_up(flat) - flat + share / group * (_round_up(part) - part)
+    return _round_up(flat) - flat + states.offloaded * share / group * (_round_up(part) - part)
 
 
 def _round_up(size_bytes: float) -> float:

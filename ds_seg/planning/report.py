@@ -34,9 +34,10 @@ def format_candidate(candidate: Candidate) -> str:
     """Tables of memory and a few lines on time, traffic and checkpoints."""
     time, batch, traffic = candidate.time, candidate.batch, candidate.traffic
     total_s = time.total_s
+    moved = f" | gradients to the host {time.offload_s:.2f}" if time.offload_s else ""
     lines = [
         _format_memory(candidate),
-        f"step {total_s:.2f} s = computation {time.compute_s:.2f} | communication {time.communication_s:.2f} "
+        f"step {total_s:.2f} s = computation {time.compute_s:.2f} | communication {time.communication_s:.2f}{moved} "
         f"(overlapped) + optimizer {time.optimizer_s:.2f} + head's all-reduce {time.head_reduce_s:.2f}; "
         f"{candidate.images_per_s:.1f} images/s, MFU {candidate.model_flops_utilisation:.0%}",
         f"schedule: {batch.max_steps} steps of {batch.images} crops: {format_hours(candidate.hours)} hours, "
@@ -54,12 +55,14 @@ def format_candidate(candidate: Candidate) -> str:
 def describe_choice(candidate: Candidate) -> str:
     """What was chosen, in words."""
     batch = candidate.batch
-    offload = "on the GPUs"
-    if candidate.states.offload:
-        offload = "in host memory" + ("" if candidate.states.pin_memory else ", not pinned")
+    offloaded = candidate.states.offloaded
+    place = "on the GPUs"
+    if offloaded:
+        part = f"{offloaded:.0%} " if offloaded < 1 else ""
+        place = f"{part}in host memory" + ("" if candidate.states.pin_memory else ", not pinned")
     return (
         f"{batch.micro_batch} crops at once x {batch.accumulation_steps} x {batch.gpus} GPUs, checkpointing "
-        f"'{candidate.checkpointing}', optimizer {offload}"
+        f"'{candidate.checkpointing}', optimizer {place}"
     )
 
 
@@ -80,12 +83,13 @@ def format_comparison(candidates: Sequence[Candidate], chosen: Candidate | None)
     table = PrettyTable(["crops", "checkpointing", "optimizer", "GiB a GPU", "GiB a host", "step s", "fits"], align="r")
     seen = set()
     for candidate in sorted(candidates, key=lambda c: (not c.fits, c.time.total_s)):
-        key = (candidate.batch.micro_batch, candidate.checkpointing, candidate.states.offload)
+        offloaded = candidate.states.offloaded
+        key = (candidate.batch.micro_batch, candidate.checkpointing, offloaded)
         if key in seen:
             continue
         seen.add(key)
         verdict = "chosen" if candidate == chosen else "yes" if candidate.fits else "no"
-        place = "host" if candidate.states.offload else "GPU"
+        place = "GPU" if not offloaded else "host" if offloaded == 1 else f"{offloaded:.0%} host"
         figures = [f"{candidate.gpu_gib:.1f}", f"{candidate.host_gib:.0f}", f"{candidate.time.total_s:.2f}"]
         table.add_row([*key[:2], place, *figures, verdict])
     return table.get_string()
@@ -102,7 +106,7 @@ def to_dict(candidate: Candidate) -> dict[str, Any]:
         "global_batch": batch.images,
         "max_steps": batch.max_steps,
         "checkpointing": candidate.checkpointing,
-        "offload_optimizer": candidate.states.offload,
+        "offload_optimizer": candidate.states.offloaded,
         "fits": candidate.fits,
         "gpu_bytes": dict(candidate.gpu_bytes),
         "gpu_gib": candidate.gpu_gib,
@@ -111,6 +115,7 @@ def to_dict(candidate: Candidate) -> dict[str, Any]:
         "step_s": time.total_s,
         "compute_s": time.compute_s,
         "communication_s": time.communication_s,
+        "offload_s": time.offload_s,
         "optimizer_s": time.optimizer_s,
         "head_reduce_s": time.head_reduce_s,
         "bound": time.bound,

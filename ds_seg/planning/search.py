@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from ds_seg.config import RunConfig
@@ -16,6 +16,8 @@ from ds_seg.planning.hardware import Hardware, place
 from ds_seg.planning.model_size import ModelSize, measure_model
 from ds_seg.planning.step_costs import Known, StepCosts, simulate_costs
 
+_PARTS = tuple(twentieths / 20 for twentieths in range(1, 20))
+"""Shares of the optimizer's state that may be offloaded, beside none and all of it."""
 _WORLD_SIZES = tuple(2**power for power in range(11))
 
 
@@ -46,8 +48,8 @@ class Planner:
     def recommend(self, hardware: Hardware) -> Candidate | None:
         """The fastest way that fits, None if none does.
 
-        Of equally fast ones it is that with the optimizer on the GPUs, then that with the fewest micro-batches, then
-        that with the most memory to spare.
+        Of equally fast ones it is that with most of the optimizer on the GPUs, then that with the fewest micro-batches,
+        then that with the most memory to spare.
         """
         fitting = [candidate for candidate in self.list_candidates(hardware) if candidate.fits]
         return min(fitting, key=_rank, default=None)
@@ -71,9 +73,13 @@ class Planner:
             steps = images // hardware.gpus // micro_batch
             batch = Batch(hardware.gpus, micro_batch, steps, max_steps)
             for policy in self.costs.backbone:
-                cost = self.costs.of(policy, micro_batch)
-                for deepspeed in self._list_deepspeed():
-                    yield build_candidate(self.run, self.size, cost, hardware, batch, policy, deepspeed)
+                build = partial(
+                    build_candidate, self.run, self.size, self.costs.of(policy, micro_batch), hardware, batch, policy
+                )
+                resident = build(with_offload(self.run.deepspeed, None))
+                yield resident
+                if self.size.trainable:
+                    yield from self._offload(build, partly=resident.gpu_spare_gib < 0)
 
     def build_configured(self, hardware: Hardware) -> Candidate | None:
         """The run with the config's own micro-batch, policy and DeepSpeed JSON; None if the batch can't be spread."""
@@ -104,18 +110,21 @@ class Planner:
         least = self.costs.smallest_alone if gpus == 1 else 1
         return [n for n in range(least, images_a_gpu + 1) if images_a_gpu % n == 0]
 
-    def _list_deepspeed(self) -> list[dict[str, Any]]:
-        if not self.size.trainable:
-            return [with_offload(self.run.deepspeed, None)]
-        unpinned: Mapping[str, Any] = {**OFFLOAD, "pin_memory": False}
-        return [with_offload(self.run.deepspeed, offload) for offload in (None, OFFLOAD, unpinned)]
+    def _offload(self, build: Callable[[Mapping[str, Any]], Candidate], *, partly: bool) -> Iterator[Candidate]:
+        """With the optimizer's state in host memory, pinned or not: all of it, and if asked the least that fits."""
+        for offload in (OFFLOAD, {**OFFLOAD, "pin_memory": False}):
+            parts = (build(with_offload(self.run.deepspeed, {**offload, "ratio": ratio})) for ratio in _PARTS)
+            least = next((candidate for candidate in parts if candidate.gpu_spare_gib >= 0), None) if partly else None
+            if least is not None:
+                yield least
+            yield build(with_offload(self.run.deepspeed, offload))
 
 
-def _rank(candidate: Candidate) -> tuple[float, bool, int, float, float]:
+def _rank(candidate: Candidate) -> tuple[float, float, int, float, float]:
     """The smaller the better; times count to two digits, which is more than a prediction is good for."""
     return (
         float(f"{candidate.time.total_s:.2g}"),
-        candidate.states.offload,
+        candidate.states.offloaded,
         candidate.batch.accumulation_steps,
         -candidate.gpu_spare_gib,
         candidate.host_gib,

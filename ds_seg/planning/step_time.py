@@ -16,24 +16,31 @@ _STATE_TRAFFIC_BYTES = 28
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step; computation and communication overlap."""
+    """Seconds of one optimizer step; computation, communication and what is offloaded meanwhile overlap."""
 
     compute_s: float
     communication_s: float
+    offload_s: float
+    """Gradients on their way between GPU and host memory, behind the computation."""
     optimizer_s: float
     head_reduce_s: float
 
     @property
     def total_s(self) -> float:
         """Of the step."""
-        return max(self.compute_s, self.communication_s) + self.optimizer_s + self.head_reduce_s
+        return self._overlapped_s + self.optimizer_s + self.head_reduce_s
+
+    @property
+    def _overlapped_s(self) -> float:
+        return max(self.compute_s, self.communication_s, self.offload_s)
 
     @property
     def bound(self) -> str:
         """What holds the step back, in words."""
-        longest = max(self.compute_s, self.communication_s)
-        if self.optimizer_s > longest:
+        if self.optimizer_s > self._overlapped_s:
             return "the optimizer in host memory takes longer than the computation"
+        if self.offload_s == self._overlapped_s:
+            return f"PCIe: gradients move for {self.offload_s / self.compute_s:.1f} times as long as computation takes"
         if self.communication_s > self.compute_s:
             return f"communication: it takes {self.communication_s / self.compute_s:.1f} times as long as computation"
         return f"computation: communication takes {self.communication_s / self.compute_s:.0%} of its time"
@@ -52,19 +59,33 @@ def compute_step_time(
     products_s = cost.backbone_flops + 2 * cost.head_flops
     compute_s = products_s / (hardware.peak_tflops * 1e12 * hardware.utilisation)
     traffic = compute_traffic(size, states.zero, states.parameter_bytes, hardware, hpz=hpz)
+    gradients_s = _compute_gradients_s(size, states, hardware, accumulation_steps)
+    behind_s, alone_s = (gradients_s, 0.0) if states.pin_memory else (0.0, gradients_s)
     return StepTime(
         accumulation_steps * compute_s,
         accumulation_steps * traffic.seconds,
-        _compute_optimizer_s(size, states, hardware),
+        behind_s,
+        _compute_optimizer_s(size, states, hardware) + alone_s,
         compute_head_traffic_s(size, hardware),
     )
 
 
 def _compute_optimizer_s(size: ModelSize, states: States, hardware: Hardware) -> float:
+    """The update where its state is, and the new weights' way to the GPU."""
     share = size.trainable / hardware.gpus
-    heads_s = _STATE_TRAFFIC_BYTES * size.head_trainable / (hardware.hbm_gb_per_s * 1e9)
-    if not states.offload:
-        return heads_s + _STATE_TRAFFIC_BYTES * share / (hardware.hbm_gb_per_s * 1e9)
-    update_s = _STATE_TRAFFIC_BYTES * share * hardware.gpus_a_node / (hardware.host_gb_per_s * 1e9)
-    moved_s = 2 * states.parameter_bytes * share / (hardware.pcie_gb_per_s * 1e9)
-    return heads_s + update_s + moved_s
+    on_host = states.offloaded * share
+    on_gpu_s = _STATE_TRAFFIC_BYTES * (size.head_trainable + share - on_host) / (hardware.hbm_gb_per_s * 1e9)
+    on_host_s = _STATE_TRAFFIC_BYTES * on_host * hardware.gpus_a_node / (hardware.host_gb_per_s * 1e9)
+    return on_gpu_s + on_host_s + states.parameter_bytes * on_host / (hardware.pcie_gb_per_s * 1e9)
+
+
+def _compute_gradients_s(size: ModelSize, states: States, hardware: Hardware, accumulation_steps: int) -> float:
+    """The gradients' way between GPU and host memory where anything is offloaded.
+
+    DeepSpeed 0.19.8 keeps the sum of all gradients in host memory and takes it to the GPU and back for every
+    micro-batch; of what is offloaded it moves an FP32 copy at last. Only pinned memory lets it do so in the background.
+    """
+    if not states.offloaded:
+        return 0.0
+    bytes_a_parameter = 2 * states.parameter_bytes * accumulation_steps + 4 * states.offloaded
+    return bytes_a_parameter * size.trainable / hardware.gpus / (hardware.pcie_gb_per_s * 1e9)

@@ -6,7 +6,6 @@ Usage: ema_worker.py OUTPUT_FOLDER [CHECK ...]
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ from ds_seg.engine.step import TwoEngineStep
 from ds_seg.summary import describe_averages
 from engine_setup import digest, make_micro_batches, make_run, start, train
 from engine_worker import catch, flip_byte, live_bytes, poison_images
-from sharded import collect_weights
+from sharded import change_zero, collect_weights
 
 OUT = Path(sys.argv[1])
 SETTINGS = {
@@ -37,11 +36,6 @@ IMAGE_B3HW = torch.randn(1, 3, 56, 70, generator=torch.Generator().manual_seed(0
 
 def world() -> int:
     return distributed.world_size()
-
-
-def change_zero(run: RunConfig, **values) -> RunConfig:
-    zero = {**run.deepspeed["zero_optimization"], **values}
-    return dataclasses.replace(run, deepspeed={**run.deepspeed, "zero_optimization": zero})
 
 
 def collect_masters(engines: Engines) -> dict[str, torch.Tensor]:

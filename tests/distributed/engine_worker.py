@@ -32,7 +32,7 @@ from ds_seg.errors import CheckpointError, ConfigError
 from ds_seg.summary import describe_backbone, describe_heads
 from engine_setup import RECIPE, digest, make_micro_batches, make_run, start, train
 from recipe import DEPTH
-from sharded import collect_weights
+from sharded import change_zero, collect_weights
 
 OUT = Path(sys.argv[1])
 NAN = float("nan")
@@ -100,9 +100,7 @@ def check_zero3_step() -> dict:
     """DeepSpeed's own step, which flattens gradients and takes a norm of its own, moves everything alike."""
     report = {}
     for precision in ("fp32", "bf16"):
-        run = make_run(precision)
-        zero = {**run.deepspeed["zero_optimization"], "sub_group_size": 30_000}
-        run = dataclasses.replace(run, deepspeed={**run.deepspeed, "zero_optimization": zero})
+        run = change_zero(make_run(precision), sub_group_size=30_000)
         digests, factors = [], []
         for kind in (JointNormZero3, DeepSpeedZeroOptimizer_Stage3):
             engines, train_step = start(run)
@@ -233,9 +231,7 @@ def live_bytes() -> int:
 
 def measure_memory(**options) -> dict:
     """Bytes that building and two training steps leave behind, for each backbone parameter of this rank's shard."""
-    run = make_run("bf16", **options)
-    zero = {**run.deepspeed["zero_optimization"], "reduce_bucket_size": 1000}  # the model is smaller than the usual one
-    run = dataclasses.replace(run, deepspeed={**run.deepspeed, "zero_optimization": zero})
+    run = change_zero(make_run("bf16", **options), reduce_bucket_size=1000)  # the model is smaller than the usual one
     before = live_bytes()
     engines, train_step = start(run)
     weights = collect_weights(engines)

@@ -5,7 +5,6 @@ Usage: export_worker.py OUTPUT_FOLDER
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
 from ds_seg.engine.step import TwoEngineStep
 from recipe import Recipe, make_micro_batches
-from sharded import build_run, collect_weights, start
+from sharded import build_run, change_zero, collect_weights, start
 
 CASES = {
     "bf16": {},
@@ -33,8 +32,7 @@ SUB_GROUP_SIZE = 30_000  # several flat tensors a rank
 
 def make_case(name: str, recipe: Recipe, out: Path) -> RunConfig:
     run = build_run(recipe, distributed.world_size(), out / name, **CASES[name])
-    zero = {**run.deepspeed["zero_optimization"], "sub_group_size": SUB_GROUP_SIZE}
-    return dataclasses.replace(run, deepspeed={**run.deepspeed, "zero_optimization": zero})
+    return change_zero(run, sub_group_size=SUB_GROUP_SIZE)
 
 
 def collect(engines: Engines, ema: WeightAverages | None) -> dict[str, torch.Tensor]:

@@ -5,7 +5,6 @@ Usage: guard_worker.py OUTPUT_FOLDER
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ds_seg.engine.step import TwoEngineStep
 from ds_seg.errors import PrecisionError
 from engine_setup import digest, make_run, start, train
 from recipe import WIDTH
-from sharded import collect_weights
+from sharded import change_zero, collect_weights
 
 OUT = Path(sys.argv[1])
 
@@ -109,9 +108,7 @@ def cast_start_and_gradient(run: RunConfig, engines: Engines, train_step: TwoEng
 
 def check_rate_groups() -> dict:
     """The bits of a DeepSpeed group for each rate, against ours: one group, cut by rate, in several sub-groups."""
-    run = make_run("bf16")
-    zero = {**run.deepspeed["zero_optimization"], "sub_group_size": 30_000}
-    run = dataclasses.replace(run, deepspeed={**run.deepspeed, "zero_optimization": zero})
+    run = change_zero(make_run("bf16"), sub_group_size=30_000)
     engines, train_step = start(run)
     losses = [result.losses for result in train(train_step, range(4))]
 

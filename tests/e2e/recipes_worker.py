@@ -68,9 +68,10 @@ def main():
     head.update({"model.decode_head.num_classes": 6, "model.decode_head._delete_": True})
     run("demo", out / "seed_page_head", {"runner.max_iters": 1, **head})
     if shutil.which("c++"):  # DeepSpeed compiles its CPU optimizer when it is first used
-        offload = str(CONFIGS_ROOT / "deepspeed" / "zero3_bf16_offload.json")
         averages = {"custom_hooks": [dict(type="EMAHook")]}
-        run("demo", out / "offload", {"runner.max_iters": 2, **averages}, deepspeed_config=offload)
+        for name in ("offload", "offload_partly"):
+            json_file = str(CONFIGS_ROOT / "deepspeed" / f"zero3_bf16_{name}.json")
+            run("demo", out / name, {"runner.max_iters": 2, **averages}, deepspeed_config=json_file)
     if distributed.is_main():
         (out / "recipes.json").write_text(json.dumps(seconds))
     distributed.shutdown()

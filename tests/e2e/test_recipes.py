@@ -69,7 +69,8 @@ def test_the_seed_pages_head_trains_as_written(finished):
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="DeepSpeed's CPU optimizer needs a C++ compiler (c++)")
-def test_the_offload_variant_trains_and_averages(finished):
-    summary = summary_of(finished / "offload")
+@pytest.mark.parametrize("variant", ["offload", "offload_partly"])
+def test_the_offload_variants_train_and_average(finished, variant):
+    summary = summary_of(finished / variant)
     assert summary["steps"] == 2 and summary["loss_last"] < 3
     assert summary["ema"]["dtype"] == "float32" and summary["ema"]["heads_identical"]

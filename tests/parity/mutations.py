@@ -11,11 +11,12 @@ from unittest import mock
 
 import torch
 
-from cases import ALL, CASES, UNCLIPPED
+from cases import ALL, CASES, PARTLY_OFFLOADED, UNCLIPPED
 from ds_seg import distributed
 from ds_seg.engine import engines, gradients, groups
 from ds_seg.engine import step as step_module
 from ds_seg.engine.step import TwoEngineStep
+from ds_seg.engine.zero3 import JointNormZero3
 from ds_seg.models import internvit
 from ds_seg.models.heads import SegmentationHeads
 from ds_seg.models.sync_batchnorm import SyncBatchNorm
@@ -46,7 +47,7 @@ def patched(owner: Any, attribute: str, make: Callable[[Callable], Callable]) ->
 def clip_each_engine(step: Callable) -> Callable:
     def step_apart(self: TwoEngineStep, norm: float, _factor: float) -> None:
         both = self.engines
-        square = gradients.backbone_squared_norm(both.trainable_backbone, both.device)
+        square = gradients.backbone_squared_norm(both.backbone, both.device)
         squares = (
             distributed.reduce_sum(square.reshape(1)),
             gradients.head_squared_norm(both.head_parameters, both.device),
@@ -120,6 +121,14 @@ def round_statistics(update: Callable) -> Callable:
     return update_rounded
 
 
+def take_deepspeeds_second_optimizer(optimizer_of: Callable) -> Callable:
+    def take(self: JointNormZero3, sub_group_id: int) -> torch.optim.Optimizer:
+        optimizer = optimizer_of(self, sub_group_id)
+        return self.backup_optimizer if optimizer is self.resident_optimizer else optimizer
+
+    return take
+
+
 @contextlib.contextmanager
 def round_head() -> Iterator[None]:
     """Parameters that would not survive a cast are those that a bf16 head has."""
@@ -140,7 +149,7 @@ STATISTICS = "test_running_statistics_equal_plain_training"
 LOSSES = "test_losses_equal_plain_training"
 NORMS = "test_gradient_norms_equal_plain_training"
 CLIPPING, ACCUMULATION, BAD = "clipping that bites on some steps", "accumulation 3", "two bad batches"
-MUTATIONS = (
+_MISTAKES = (
     Mutation(
         "each engine clips by its own norm",
         ALL,
@@ -210,5 +219,12 @@ MUTATIONS = (
         LOSSES,
         patched(internvit, "draw_branch_scales", drop_paths_of_the_first_sample),
     ),
+    Mutation(
+        "what is not offloaded is stepped by the optimizer that DeepSpeed makes for it",
+        PARTLY_OFFLOADED,
+        PARAMETERS,
+        patched(JointNormZero3, "optimizer_of", take_deepspeeds_second_optimizer),
+    ),
     Mutation("head in bf16", "AdamW and drop path", PARAMETERS, round_head),
 )
+MUTATIONS = [mistake for mistake in _MISTAKES if mistake.case in CASES]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
 from ds_seg.engine.step import TwoEngineStep
 from recipe import Recipe, make_micro_batches
-from sharded import build_run, collect_weights, start
+from sharded import build_run, change_zero, collect_weights, start
 
 Training = dict[str, object]
 
@@ -41,9 +40,7 @@ class ShardedTrainer:
 
     def __init__(self, recipe: Recipe, work_dir: Path | None = None, **zero: Any) -> None:
         self.recipe = recipe
-        run = build_run(recipe, distributed.world_size(), work_dir)
-        section = {**run.deepspeed["zero_optimization"], **zero}
-        self.run = dataclasses.replace(run, deepspeed={**run.deepspeed, "zero_optimization": section})
+        self.run = change_zero(build_run(recipe, distributed.world_size(), work_dir), **zero)
         self.engines = start(self.run)
         self.train_step = TwoEngineStep(self.engines, self.run)
         self.ema = WeightAverages(self.engines, self.run.ema) if self.run.ema else None

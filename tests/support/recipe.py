@@ -41,6 +41,8 @@ class Recipe:
     ema_momentum: float | None = None
     fp32_accumulation: bool = False
     """Whether DeepSpeed adds up the micro-batches of a bf16 backbone in FP32."""
+    offloaded: float = 0.0
+    """Share of the backbone's optimizer state in host memory."""
 
     @property
     def max_steps(self) -> int:

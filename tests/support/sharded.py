@@ -15,6 +15,8 @@ from ds_seg.session import build_engines
 from recipe import CLASSES, DEPTH, HEADS, MICRO_BATCH, SIDE_PX, WIDTH, Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
+SUB_GROUP_SIZE = 10_000
+"""Where only a part is offloaded: several flat tensors a rank, also of four."""
 
 
 def build_run(recipe: Recipe, world_size: int, work_dir: Path | None = None, **backbone: Any) -> RunConfig:
@@ -53,7 +55,16 @@ def build_run(recipe: Recipe, world_size: int, work_dir: Path | None = None, **b
     run = build_run_config(run_options, world_size)
     if recipe.fp32_accumulation:
         run = dataclasses.replace(run, deepspeed={**run.deepspeed, "data_types": {"grad_accum_dtype": "fp32"}})
+    if recipe.offloaded:
+        offload = {"device": "cpu", "ratio": recipe.offloaded}
+        run = change_zero(run, offload_optimizer=offload, sub_group_size=SUB_GROUP_SIZE)
     return run
+
+
+def change_zero(run: RunConfig, **values: Any) -> RunConfig:
+    """The run with other values in DeepSpeed's `zero_optimization`."""
+    zero = {**run.deepspeed["zero_optimization"], **values}
+    return dataclasses.replace(run, deepspeed={**run.deepspeed, "zero_optimization": zero})
 
 
 def _loss(weight: float, class_weights: tuple[float, ...] | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ds_seg.config import OptimizerSettings
-from ds_seg.engine.adamw import RATE_GROUPS, build_adamw, build_backbone_adamw
+from ds_seg.engine.adamw import RATE_GROUPS, build_adamw, build_backbone_adamw, build_resident_adamw
 
 SETTINGS = OptimizerSettings(
     lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.05, layer_decay_rate=0.5, decay_embeddings=False
@@ -156,6 +156,27 @@ def test_an_optimizer_that_counts_in_plain_numbers_counts_once_a_step(monkeypatc
         before -= rates * moment
     assert [optimizer.state[flat]["step"] for flat in flats] == [3, 3]
     torch.testing.assert_close(flats[0].detach(), before, rtol=0, atol=1e-7)
+
+
+def test_a_second_optimizer_steps_what_stays_on_the_gpu(monkeypatch):
+    """The state of both is one, and the rates: what a schedule sets in the first is what the second steps with."""
+    monkeypatch.setattr("ds_seg.engine.adamw.DeepSpeedCPUAdam", lambda groups, **_settings: CountingOptimizer(groups))
+    groups, plain_groups = make_groups(), make_groups()
+    offloaded = build_backbone_adamw(groups, SETTINGS, offloaded=True)
+    resident, flats = build_resident_adamw(offloaded, groups, SETTINGS), make_flats(groups)
+    plain, plain_flats = build_backbone_adamw(plain_groups, SETTINGS, offloaded=False), make_flats(plain_groups)
+    assert resident.param_groups[0]["params"] == []
+    for number in range(3):
+        for optimizer in (offloaded, plain):
+            for group in optimizer.param_groups[0][RATE_GROUPS]:
+                group["lr"] = group["base_lr"] / (1 + number)
+        step(resident, flats[:1], number)
+        step(offloaded, flats[1:], number)
+        step(plain, plain_flats[:1], number)
+    assert torch.equal(flats[0], plain_flats[0])
+    assert torch.equal(offloaded.state[flats[0]]["exp_avg_sq"], plain.state[plain_flats[0]]["exp_avg_sq"])
+    assert [offloaded.state[flat]["step"] for flat in flats] == [3, 3]
+    assert "moment" in offloaded.state[flats[1]] and len(offloaded.state) == 2
 
 
 def test_a_flat_tensor_of_other_parameters_is_refused():

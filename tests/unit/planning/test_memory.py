@@ -22,7 +22,7 @@ ZERO = {
     "stage3_max_live_parameters": 10**9,
     "stage3_max_reuse_distance": 0,
 }
-STATES = States(bf16=True, offload=False, pin_memory=False, ema=False, zero=ZERO)
+STATES = States(bf16=True, offloaded=0.0, pin_memory=False, ema=False, zero=ZERO)
 COST = StepCost(Counter({"activations": 4e8, "logits and loss": 5e8}), 4e8, 16.34e12, 65.4e12, 4e9)
 ON_GPU = ("parameters", "gradients", "master", "moments")
 
@@ -53,7 +53,7 @@ def test_deepspeeds_estimator_agrees(gpus, nodes):
     host, offloaded, largest = estimate_zero3_model_states_mem_needs(
         P, SIZE.largest, gpus // nodes, nodes, cpu_offload=True, cpu_offload_params=False, additional_buffer_factor=1
     )
-    states = replace(STATES, offload=True)
+    states = replace(STATES, offloaded=1.0)
     assert offloaded - largest == pytest.approx(gpu(states, gpus)["parameters"], rel=1e-6)
     parts = compute_host_memory(SIZE, states, hardware(gpus), workers=0)
     ours = sum(parts[name] for name in ("master", "moments", "gradients"))
@@ -61,12 +61,33 @@ def test_deepspeeds_estimator_agrees(gpus, nodes):
 
 
 def test_the_optimizer_in_host_memory_leaves_parameters_on_the_gpu():
-    parts = gpu(replace(STATES, offload=True), gpus=1)
+    parts = gpu(replace(STATES, offloaded=1.0), gpus=1)
     assert parts["parameters"] == 2 * P and parts["gradients"] == parts["master"] == parts["moments"] == 0
 
 
+def test_a_part_of_the_optimizer_in_host_memory():
+    """16 bytes a parameter of FP32 state and gradient where it is stepped, and all gradients once more on the host."""
+    states = replace(STATES, offloaded=0.25)
+    parts, host = gpu(states, gpus=1), compute_host_memory(SIZE, states, hardware(1), workers=0)
+    assert sum(parts[name] for name in ON_GPU) == pytest.approx(2 * P + 0.75 * 16 * P)
+    assert sum(host[name] for name in ("master", "moments", "gradients")) == pytest.approx(0.25 * 16 * P + 2 * P)
+
+
+def test_gradients_move_behind_the_computation_if_memory_is_pinned():
+    """2 bytes down and up for every micro-batch, 4 down for what is stepped on the host, 25 GB/s."""
+    states = replace(STATES, offloaded=0.25)
+    unpinned, pinned = (
+        compute_step_time(SIZE, COST, replace(states, pin_memory=pin), hardware(1), 2) for pin in (0, 1)
+    )
+    assert pinned.offload_s == pytest.approx((2 * 4 + 0.25 * 4) * P / 25e9) and unpinned.offload_s == 0
+    assert unpinned.optimizer_s == pytest.approx(pinned.optimizer_s + pinned.offload_s)
+    all_of_it = compute_step_time(SIZE, COST, replace(states, offloaded=1.0), hardware(1), 2)
+    assert unpinned.optimizer_s < all_of_it.optimizer_s
+    assert replace(pinned, compute_s=0.1, optimizer_s=0.1).bound.startswith("PCIe")
+
+
 def test_pinned_memory_is_rounded_to_powers_of_two():
-    pinned = replace(STATES, offload=True, pin_memory=True)
+    pinned = replace(STATES, offloaded=1.0, pin_memory=True)
     rounding = compute_host_memory(SIZE, pinned, hardware(1), 0)["pinned memory's rounding"]
     flat = 2**34 - 2 * P
     groups = P / (1e8 + SIZE.largest / 2) * (2**29 - 4 * (1e8 + SIZE.largest / 2))
@@ -83,7 +104,7 @@ def test_a_frozen_backbone_has_no_states():
 def test_averages_take_four_bytes_where_the_masters_are():
     ema = replace(STATES, ema=True)
     assert gpu(ema)["averages (EMA)"] == 4 * (P / 8 + SIZE.head)
-    offloaded = replace(ema, offload=True)
+    offloaded = replace(ema, offloaded=1.0)
     assert gpu(offloaded)["averages (EMA)"] == 4 * SIZE.head
     assert compute_host_memory(SIZE, offloaded, hardware(8), 0)["averages (EMA)"] == pytest.approx(4 * P)
 
@@ -120,7 +141,7 @@ def test_time_and_what_binds_it():
     assert "computation" in time.bound
     slow = compute_step_time(SIZE, COST, STATES, hardware(64, interconnect_gbps=10), 1)
     assert slow.bound.startswith("communication") and slow.total_s > slow.communication_s > slow.compute_s
-    offloaded = compute_step_time(SIZE, COST, replace(STATES, offload=True), free, 1)
+    offloaded = compute_step_time(SIZE, COST, replace(STATES, offloaded=1.0), free, 1)
     assert "host memory" in offloaded.bound and offloaded.optimizer_s > time.optimizer_s
 
 

@@ -101,9 +101,9 @@ def test_files_are_not_replaced_silently(ds_seg_plan):
 
 
 def test_what_does_not_fit_is_refused_with_the_remedy(ds_seg_plan):
-    code, message = ds_seg_plan("--gpus", 1, "--gpu-memory", 80, "--host-memory", 100)
+    code, message = ds_seg_plan("--gpus", 1, "--gpu-memory", 80, "--host-memory", 40)
     assert code == 2 and "does not fit" in message
-    assert "It needs at least 2 GPUs of 80 GiB" in message and "GiB of host memory a node, where 100 are" in message
+    assert "It needs at least 2 GPUs of 80 GiB" in message and "GiB of host memory a node, where 40 are" in message
 
 
 def test_a_gpu_that_nothing_fits_on_is_named(ds_seg_plan):
@@ -145,12 +145,23 @@ def test_under_a_launcher_it_is_refused(ds_seg_plan, monkeypatch):
 
 def test_one_large_gpu_holds_everything(planner):
     chosen = planner.recommend(Hardware(1, 1, 141.0))
-    assert chosen.fits and not chosen.states.offload
+    assert chosen.fits and not chosen.states.offloaded
 
 
 def test_80_gib_and_a_host_of_128(planner):
     chosen = planner.recommend(Hardware(1, 1, 80.0, host_memory_gib=128.0))
-    assert chosen.states.offload and not chosen.states.pin_memory and 100 < chosen.host_gib < 128
+    states = chosen.states
+    assert 0 < states.offloaded < 0.5 and states.pin_memory and chosen.host_gib < 64 and chosen.gpu_gib > 72
+    assert chosen.deepspeed["zero_optimization"]["offload_optimizer"]["ratio"] == states.offloaded
+
+
+def test_the_least_that_fits_is_offloaded(planner):
+    """None where everything fits, all of it where nothing of it does, and in between the less the larger the GPU is."""
+    chosen = [planner.recommend(Hardware(1, 1, memory)) for memory in (20.0, 40.0, 60.0, 80.0, 141.0)]
+    shares = [candidate.states.offloaded for candidate in chosen]
+    assert shares == sorted(shares, reverse=True) and shares[0] == 1 and shares[-1] == 0 and len(set(shares)) == 5
+    host_gib = [candidate.host_gib for candidate in chosen[1:]]
+    assert host_gib == sorted(host_gib, reverse=True)
 
 
 def test_more_memory_never_makes_a_plan_slower(planner):
