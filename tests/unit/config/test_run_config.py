@@ -3,6 +3,7 @@ import json
 import pytest
 
 from ds_seg.config import CONFIGS_ROOT, RunOptions, build_run_config
+from ds_seg.config.deepspeed_json import suit_device
 from ds_seg.config.head_fields import predicting_head
 from ds_seg.config.overrides import parse_overrides
 from ds_seg.errors import ConfigError
@@ -320,3 +321,12 @@ def test_when_checkpoints_are_kept_and_how_they_are_written():
     text = r"checkpoint_config\.keep_interval: got 70, but checkpoints are saved every 50 steps\. Use a multiple"
     with pytest.raises(ConfigError, match=text):
         build_with("checkpoint_config.interval=50", "checkpoint_config.keep_interval=70")
+
+
+def test_gloo_sums_whole_buckets_and_copies_nothing_after_it():
+    given = build("demo", 2).deepspeed
+    cpu, gpu = (suit_device(given, device) for device in ("cpu", "cuda"))
+    assert cpu["zero_optimization"]["reduce_scatter"] is False and cpu["prescale_gradients"]
+    assert gpu == given
+    scattered = {**given, "zero_optimization": {**given["zero_optimization"], "reduce_scatter": True}}
+    assert suit_device(scattered, "cpu") == {**scattered, "prescale_gradients": False}
