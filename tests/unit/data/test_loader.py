@@ -5,6 +5,7 @@ import gc
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -290,7 +291,7 @@ sys.exit(7)
 def test_process_that_exits_with_a_live_stream_does_not_hang() -> None:
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", EXITING_SCRIPT], timeout=100, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (7, "")
+    assert done.returncode == 7 and not re.search("Error|Exception|Traceback", done.stderr), done.stderr
     assert time.monotonic() - start < 60  # measured 5 s, nearly all of it imports
 
 
