@@ -44,16 +44,16 @@ if [ -n "$torch_folder" ]; then
 fi
 
 install_from_network() {
-  cp constraints.txt "$work/constraints.txt"
-  if [ -n "$torch_folder" ]; then
-    grep -vE '^(torch|torchvision)==' constraints.txt >"$work/constraints.txt"
-    "$python" -c 'import torch; print("torch==" + torch.__version__)' >>"$work/constraints.txt"
-  else
-    say "installing ${TORCH:=torch==2.13.0}"
+  local pinned installed
+  pinned=$(grep '^torch==' constraints.txt)
+  if [ -z "$torch_folder" ]; then
+    say "installing ${TORCH:=$pinned}"
     "$python" -m pip install -qq "$TORCH"
-    if [ "$TORCH" != torch==2.13.0 ]; then
-      grep -vE '^(torch|torchvision)==' constraints.txt >"$work/constraints.txt"
-    fi
+  fi
+  installed=torch==$("$python" -c 'import importlib.metadata; print(importlib.metadata.version("torch"))')
+  cp constraints.txt "$work/constraints.txt"
+  if [ "${installed%%+*}" != "$pinned" ]; then
+    { grep -vE '^(torch|torchvision)==' constraints.txt; echo "$installed"; } >"$work/constraints.txt"
   fi
   say "installing mmcv-full (built from source without compiled operators)"
   pip_with_old_setuptools "$python" "$work" install -qq -c "$work/constraints.txt" mmcv-full==1.7.2
