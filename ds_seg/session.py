@@ -12,11 +12,13 @@ from torch import nn
 from ds_seg import distributed
 from ds_seg.checkpoint import load_weights_from_checkpoint, resolve_weights
 from ds_seg.config import RunConfig
+from ds_seg.config.deepspeed_json import offloaded_share
 from ds_seg.config.head_fields import predicting_head
 from ds_seg.data.build import build_dataset, leaf_datasets
 from ds_seg.data.lint import find_class_count_fault, validate_annotations
 from ds_seg.data.loader import TestSample, build_test_items, load_ground_truth
 from ds_seg.engine.engines import Engines, build_modules
+from ds_seg.engine.operator_builds import expect_cpu_adam
 from ds_seg.engine.precision import validate_precision
 from ds_seg.errors import ConfigError, DataError
 from ds_seg.evaluation.evaluate import EvaluationResult, InferenceOptions, evaluate_dataset
@@ -88,10 +90,13 @@ def build_engines(run: RunConfig, *, training: bool, weights: str | None, log: L
         log: gets the report of what was loaded.
 
     Raises:
-        ConfigError: before any weight is loaded, a head or loss that can't be built or, where it is to train, fails.
+        ConfigError: before any weight is loaded, a head or loss that can't be built or, where it is to train, fails;
+            or an optimizer in host memory that can't be compiled.
         PrecisionError: a tensor of the engines has another dtype than promised.
     """
     backbone, heads = build_modules(run)
+    if training and offloaded_share(run.deepspeed) and any(p.requires_grad for p in backbone.parameters()):
+        distributed.agree(lambda: expect_cpu_adam(log))
     if training:
         run = _try_heads(run, backbone, heads, log)
     if weights is not None:

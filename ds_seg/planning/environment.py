@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
@@ -17,10 +16,11 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from prettytable import PrettyTable
 
+from ds_seg.engine.operator_builds import extensions_folder, find_build_locks, missing_build_tools
+
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
 SHARED_MEMORY = Path("/dev/shm")
 _GIB = 2**30
-_STALE_LOCK_S = 1800.0
 _MODULES = {"mmcv-full": "mmcv", "mmsegmentation": "mmseg", "opencv-python": "cv2", "pillow": "PIL"}
 _SETUP = "Install what pyproject.toml asks for: make setup."
 
@@ -180,29 +180,17 @@ def check_collectives() -> Check:
 
 def check_compiler() -> Check:
     """Whether DeepSpeed could compile an operator; only the CPU optimizer of offloading needs one."""
-    missing = [tool for tool in (os.environ.get("CXX", "c++"), "ninja") if shutil.which(tool) is None]
+    missing = missing_build_tools()
     if not missing:
         return Check("compiler", "c++ and ninja", OK)
     remedy = "only offload_optimizer needs them, to compile DeepSpeed's CPU optimizer: install g++ and ninja."
     return Check("compiler", f"no {' and no '.join(missing)}", NOTE, remedy)
 
 
-def extensions_folder() -> Path:
-    """Where torch puts operators that are compiled at run time."""
-    from torch.utils.cpp_extension import get_default_build_root
-
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-
-
 def check_locks(folder: Path) -> list[Check]:
     """Locks that a killed build of an operator left, on which every later build waits without end."""
-    locks = sorted([*folder.glob("*/lock"), *folder.glob("*/*/lock")])
-    checks = []
-    for lock in locks:
-        age_s = time.time() - lock.stat().st_mtime
-        stale = age_s > _STALE_LOCK_S
-        remedy = f"If no process is compiling, remove it, or runs that need the operator wait without end: rm {lock}"
-        checks.append(Check("build lock", f"{lock}, {age_s / 60:.0f} min old", BROKEN if stale else NOTE, remedy))
+    locks = find_build_locks(folder)
+    checks = [Check("build lock", str(lock), BROKEN if lock.stale else NOTE, lock.remedy) for lock in locks]
     return checks or [Check("build lock", f"none in {folder}", OK)]
 
 
