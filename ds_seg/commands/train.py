@@ -145,7 +145,7 @@ def train(run: RunConfig) -> None:
         _describe_start(run, engines, state, tracker, random=weights is None and resume_from is None)
         evaluate = PredictingEvaluator(Evaluator(run, val_set), engines, tracker, ema)
         loop = TrainingLoop(run, engines, state, tracker, evaluate, ema, resumed_from=resume_from)
-        record = train_with_rollbacks(loop, lambda state: _build_loader(run, train_set, state, engines))
+        record = train_with_rollbacks(loop, lambda state: _build_loader(run, train_set, state, engines, ema))
         enter_phase("writing the summary and the report", patience=SLOW)
         _write_end(run, engines, loop.state, record, resume_from, ema, tracker)
         if record.stopped:
@@ -209,9 +209,13 @@ def _describe_start(run: RunConfig, engines: Engines, state: TrainingState, trac
     )
 
 
-def _build_loader(run: RunConfig, train_set: Any, state: TrainingState, engines: Engines) -> Any:
+def _build_loader(
+    run: RunConfig, train_set: Any, state: TrainingState, engines: Engines, ema: WeightAverages | None
+) -> Any:
+    from ds_seg.data.forks import keep_out_of_forks
     from ds_seg.data.loader import build_train_loader
 
+    keep_out_of_forks([*engines.optimizer_tensors(), *(ema.backbone.values() if ema else ())])
     return build_train_loader(
         train_set,
         seed=run.seed,

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.utils import safe_get_local_fp32_param
 
 from ds_seg.config import EmaSettings
 from ds_seg.engine.engines import Engines, own_stretch
+from ds_seg.engine.zero3 import local_master
 
 
 def compute_momentum(step: int, settings: EmaSettings) -> float:
@@ -101,7 +101,7 @@ class WeightAverages:
             average.copy_(heads[name])
 
     def _read_master(self, name: str) -> torch.Tensor:
-        return self._own_part(name, safe_get_local_fp32_param(self._backbone[name]))
+        return self._own_part(name, local_master(self._backbone[name]))
 
     def _own_part(self, name: str, shard: torch.Tensor) -> torch.Tensor:
         """A shard without the padding that makes it as long as every other rank's."""

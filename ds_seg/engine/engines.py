@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
@@ -66,6 +67,16 @@ class Engines:
         """The groups of both optimizers, as the optimizers hold them: set `lr` here."""
         groups = list(self.backbone.optimizer.param_groups[0][RATE_GROUPS]) if self.trainable_backbone else []
         return groups + list(self.head_optimizer.param_groups)
+
+    def optimizer_tensors(self) -> Iterator[torch.Tensor]:
+        """What the backbone's optimizer keeps from step to step on this rank, as far as it is there already."""
+        if not self.trainable_backbone:
+            return
+        zero = self.backbone.optimizer
+        for flat in zero.fp32_partitioned_groups_flat:
+            kept = (flat, flat.grad, *zero.optimizer.state.get(flat, {}).values())
+            yield from (value for value in kept if isinstance(value, torch.Tensor))
+        yield zero.grad_partitions_flat_buffer
 
     def train(self, mode: bool = True) -> None:
         """Put both parts into training or evaluation mode."""

@@ -107,19 +107,19 @@ class TwoEngineStep:
 
     def _update(self, losses: Mapping[str, torch.Tensor]) -> StepResult:
         engines = self.engines
-        heads = engines.head_parameters
         validate_head_gradients(engines.heads)
         names = sorted(losses)
         reduced = distributed.reduce_sum(
             torch.stack(
                 [
                     backbone_squared_norm(engines.backbone, engines.device),
+                    # equal on all ranks but for the last bit, where their GPUs differ; their factors must not
+                    head_squared_norm(engines.head_parameters, engines.device) / self.run.world_size,
                     *(losses[name].to(torch.float64) / self.run.world_size for name in names),
                 ]
             )
         )
-        backbone_square, *means = reduced.tolist()
-        head_square = head_squared_norm(heads, engines.device).item()
+        backbone_square, head_square, *means = reduced.tolist()
         means_by_name = dict(zip(names, means, strict=True))
         norm = math.sqrt(backbone_square + head_square) if backbone_square + head_square >= 0 else math.nan
         skipped = not (math.isfinite(norm) and math.isfinite(means_by_name["loss"]))

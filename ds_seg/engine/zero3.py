@@ -37,6 +37,15 @@ class JointNormZero3(DeepSpeedZeroOptimizer_Stage3):
         flat.grad = _join(self.averaged_gradients[sub_group_id]).to(flat.dtype)
         self.averaged_gradients[sub_group_id] = None
 
+    def unscale_and_clip_grads(self, sub_group_id: int, total_norm: float) -> None:
+        """Multiply the FP32 gradient of a sub-group by what clips it; DeepSpeed multiplies by 1 too."""
+        if self.loss_scale != 1.0 or self.clip_grad > 0.0:
+            super().unscale_and_clip_grads(sub_group_id, total_norm)
+
+    def _constant_buffered_norm2(self, input: torch.Tensor, buffer_size: int = 0) -> torch.Tensor:
+        """Norm of an offloaded gradient, summed in FP32 as on a GPU, not over an FP64 copy of it on the GPU."""
+        return torch.linalg.vector_norm(input, dtype=torch.float32)
+
     def _optimizer_step(self, sub_group_id: int) -> None:
         """Step a sub-group with the optimizer that has its rates; DeepSpeed's own second optimizer has none."""
         optimizer = self.optimizer_of(sub_group_id)
@@ -54,6 +63,16 @@ def gradient_norms(optimizer: DeepSpeedZeroOptimizer_Stage3) -> list[torch.Tenso
     if optimizer.offload_optimizer:
         return list(optimizer.norm_for_param_grads.values())
     return [safe_get_local_grad(parameter).norm() for group in optimizer.fp16_groups for parameter in group]
+
+
+def local_master(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """This rank's part of a parameter's FP32 master, padded, where the optimizer keeps it.
+
+    DeepSpeed's `safe_get_local_fp32_param` takes what is offloaded to the GPU first.
+    """
+    optimizer = parameter._z3_optimizer  # type: ignore[attr-defined]
+    sub_group_id, start, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    return optimizer.fp32_partitioned_groups_flat[sub_group_id].narrow(0, start, length)
 
 
 def use_joint_norm(engine: DeepSpeedEngine, resident_optimizer: torch.optim.Optimizer | None) -> None:

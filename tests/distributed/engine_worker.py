@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.utils import safe_get_local_fp32_param
 
 from checks import run_checks
 from ds_seg import distributed
@@ -27,7 +28,7 @@ from ds_seg.checkpoint import (
 )
 from ds_seg.engine.engines import Engines, build_modules
 from ds_seg.engine.step import StepResult, TwoEngineStep
-from ds_seg.engine.zero3 import JointNormZero3
+from ds_seg.engine.zero3 import JointNormZero3, local_master
 from ds_seg.errors import CheckpointError, ConfigError
 from ds_seg.summary import describe_backbone, describe_heads
 from engine_setup import RECIPE, digest, make_micro_batches, make_run, start, train
@@ -110,6 +111,26 @@ def check_zero3_step() -> dict:
         sub_groups = len(engines.backbone.optimizer.fp16_groups)
         report[precision] = {"sub_groups": sub_groups, "digests": digests, "factors": factors}
     return report
+
+
+def check_optimizer_tensors() -> dict:
+    """What is kept out of loading workers: masters, their gradients and moments, the gradients of all parameters."""
+    run = change_zero(make_run("bf16"), offload_optimizer={"device": "cpu"})
+    engines, train_step = start(run)
+    train(train_step, range(1))
+    shards = sum(parameter.ds_tensor.numel() for parameter in engines.trainable_backbone)
+    kept = list(engines.optimizer_tensors())
+    masters = {name: local_master(parameter) for name, parameter in engines.backbone.module.named_parameters()}
+    same = all(
+        torch.equal(master, safe_get_local_fp32_param(engines.backbone.module.get_parameter(name)))
+        for name, master in masters.items()
+    )
+    owners = {master.untyped_storage().data_ptr() for master in masters.values()}
+    return {
+        "fp32": sum(tensor.numel() for tensor in kept if tensor.dtype == torch.float32 and tensor.dim()) / shards,
+        "bf16": sum(tensor.numel() for tensor in kept if tensor.dtype == torch.bfloat16) / shards,
+        "masters_agree": same and owners <= {tensor.untyped_storage().data_ptr() for tensor in kept},
+    }
 
 
 def check_sharding() -> dict:

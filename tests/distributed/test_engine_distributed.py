@@ -59,6 +59,14 @@ def test_step_moves_what_deepspeeds_own_moves(one_rank, two_ranks, precision):
         assert min(got["factors"][0]) < 1.0 == max(got["factors"][0])
 
 
+def test_all_that_an_offloaded_optimizer_keeps_is_found(one_rank, two_ranks):
+    """Master, its gradient, two moments and the sum of gradients of every parameter of the shard."""
+    for run in (one_rank, *two_ranks):
+        got = run["check_optimizer_tensors"]
+        assert got["masters_agree"] and got["bf16"] == pytest.approx(1.0, rel=1e-3)
+        assert got["fp32"] == pytest.approx(4.0, rel=1e-3)
+
+
 def test_without_clipping_nothing_is_clipped(one_rank, two_ranks):
     """DeepSpeed clips the backbone's own norm to 1 unless it is told not to."""
     for run in (one_rank, *two_ranks):
