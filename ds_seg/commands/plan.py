@@ -35,9 +35,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--gpus", type=int, metavar="N", help="number of GPUs (default: this machine's, else 1, 8, 64)")
     parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="of a GPU (default: this machine's, else 80)")
     parser.add_argument("--host-memory", type=float, metavar="GIB", help="of a node (default: not limited)")
-    parser.add_argument("--nodes", type=int, metavar="N", help="machines (default: 8 GPUs each)")
+    parser.add_argument("--nodes", type=int, metavar="N", help="machines (default: up to 8 GPUs each)")
     parser.add_argument(
-        "--interconnect-gbps", type=float, metavar="X", default=400.0, help="between nodes, Gbit/s a GPU (default: 400)"
+        "--interconnect-gbps",
+        type=float,
+        metavar="X",
+        default=400.0,
+        help="network of a node over its GPUs, Gbit/s (400)",
     )
     parser.add_argument(
         "--peak-tflops",
@@ -143,9 +147,14 @@ def _print_start(args: argparse.Namespace, planner: Planner, chosen: Candidate) 
             "as many crops in all; the learning rate is the config's."
         )
     each = -(-chosen.batch.gpus // chosen.hardware.nodes)
-    nodes = f" --nnodes {chosen.hardware.nodes}" if chosen.hardware.nodes > 1 else ""
+    nodes, where = "", ""
+    if chosen.hardware.nodes > 1:
+        nodes = f" --nnodes {chosen.hardware.nodes} --rdzv-backend c10d --rdzv-endpoint FIRST_HOST:29500"
+        where = " on every node"
     launcher = f"torchrun{nodes} --nproc_per_node {each} -m ds_seg" if chosen.batch.gpus > 1 else "ds-seg"
-    print(f"wrote {out}; start with\n  {launcher} train {shlex.join([*arguments, '--deepspeed-config', str(out)])}")
+    print(
+        f"wrote {out}; start{where} with\n  {launcher} train {shlex.join([*arguments, '--deepspeed-config', str(out)])}"
+    )
 
 
 def _describe_remedy(planner: Planner, hardware: Hardware) -> str:
@@ -179,6 +188,8 @@ def _read_worlds(args: argparse.Namespace) -> list[int]:
             raise UserError(f"--{name.replace('_', '-')}: got {value:g}, want more than 0.")
     if args.nodes and args.gpus and args.gpus % args.nodes:
         raise UserError(f"--nodes: {args.gpus} GPUs can't be spread evenly over {args.nodes} nodes.")
+    if args.sweep and args.nodes:
+        raise UserError("--nodes: a sweep has up to 8 GPUs on each node. Leave it out, or plan one --gpus at a time.")
     if args.sweep:
         parts = args.sweep.split(",")
         if not all(part.strip().isdigit() and int(part) > 0 for part in parts):

@@ -43,7 +43,7 @@ def count_kept_parameters(size: ModelSize, zero: Mapping[str, Any]) -> float:
 def compute_traffic(
     size: ModelSize, zero: Mapping[str, Any], parameter_bytes: int, hardware: Hardware, *, hpz: bool = False
 ) -> Traffic:
-    """Traffic of one micro-batch.
+    """Traffic of one micro-batch: a gather for each block, a reduction for each bucket.
 
     Args:
         size: of the model.
@@ -53,10 +53,14 @@ def compute_traffic(
         hpz: the backward pass gathers from copies inside the node (`zero_hpz_partition_size`).
     """
     sent = parameter_bytes * (hardware.gpus - 1) / hardware.gpus
-    forward, reduced = sent * size.backbone, sent * size.trainable
-    backward = sent * (size.backbone - count_kept_parameters(size, zero)) if size.trainable else 0.0
-    slow, fast = hardware.collective_gb_per_s * 1e9, hardware.nvlink_gb_per_s * 1e9
-    seconds = (forward + reduced) / slow + backward / (fast if hpz else slow)
+    again = size.backbone - count_kept_parameters(size, zero) if size.trainable else 0.0
+    forward, backward, reduced = sent * size.backbone, sent * again, sent * size.trainable
+    over_all, ring_s = hardware.collective_gb_per_s * 1e9, hardware.ring_s
+    in_node, ring_in_node_s = hardware.nvlink_gb_per_s * 1e9, hardware.ring_in_node_s
+    bucket = max(size.block, int(zero.get("reduce_bucket_size", 500_000_000)))
+    seconds = (forward + reduced) / over_all + ring_s * (size.backbone / size.block + size.trainable / bucket)
+    gathers = again / size.block
+    seconds += backward / in_node + gathers * ring_in_node_s if hpz else backward / over_all + gathers * ring_s
     return Traffic(forward, backward, reduced, seconds)
 
 

@@ -19,15 +19,21 @@ class Hardware:
     host_memory_gib: float | None = None
     """Of a node; None: not known, so nothing is refused for want of it."""
     interconnect_gbps: float = 400.0
-    """Between nodes, gigabits a second."""
+    """Of the network card that each GPU has, gigabits a second."""
     nvlink_gb_per_s: float = 300.0
     """Between the GPUs of a node."""
+    hop_us: float = 3.4
+    """Of a ring, from one GPU to the next in a node."""
+    node_hop_us: float = 14.0
+    """Of a ring, from node to node. Source of both: NCCL `src/graph/tuning.cc`, latencies of rings, simple protocol."""
     peak_tflops: float = 989.0
     """Dense bf16 matrix products."""
     utilisation: float = 0.5
     """Share of the peak that the whole computation reaches, recomputation included."""
     hbm_gb_per_s: float = 2000.0
     pcie_gb_per_s: float = 25.0
+    pageable_gb_per_s: float = 10.0
+    """Over PCIe from host memory that is not page-locked."""
     host_gb_per_s: float = 100.0
     """Host memory of a node, as an optimizer on the CPU sees it."""
     storage_gb_per_s: float = 2.0
@@ -50,8 +56,19 @@ class Hardware:
 
     @property
     def collective_gb_per_s(self) -> float:
-        """What a collective over all GPUs reaches: the slowest link on its way, four fifths of it between nodes."""
-        return self.nvlink_gb_per_s if self.nodes == 1 else 0.8 * self.interconnect_gbps / 8
+        """What a collective over all GPUs reaches: a ring enters a node through one card, and there is one for each."""
+        cards = self.gpus_a_node * 0.8 * self.interconnect_gbps / 8
+        return self.nvlink_gb_per_s if self.nodes == 1 else min(self.nvlink_gb_per_s, cards)
+
+    @property
+    def ring_s(self) -> float:
+        """Seconds of a collective over all GPUs that moves nothing: once around the ring."""
+        return 1e-6 * (self.hop_us * (self.gpus - self.nodes) + self.node_hop_us * (self.nodes - 1))
+
+    @property
+    def ring_in_node_s(self) -> float:
+        """The same inside a node."""
+        return 1e-6 * self.hop_us * (self.gpus_a_node - 1)
 
     def describe(self) -> list[str]:
         """What is assumed, as lines of text."""
@@ -59,10 +76,12 @@ class Hardware:
         return [
             f"peak {self.peak_tflops:g} TFLOP/s (dense bf16) a GPU; {self.utilisation:.0%} of it reached, what is "
             "computed again included; the head's FP32 products at half of that (TF32)",
-            f"collectives {self.nvlink_gb_per_s:g} GB/s a GPU inside a node, {self.interconnect_gbps:g} Gbit/s a GPU "
-            "between nodes (80% of it reached), hidden behind computation as far as that lasts",
+            f"collectives {self.nvlink_gb_per_s:g} GB/s inside a node; between nodes no more than their network cards "
+            f"take, one of {self.interconnect_gbps:g} Gbit/s a GPU (80% of it reached); {self.hop_us:g} us from GPU to "
+            f"GPU and {self.node_hop_us:g} us from node to node of a ring; behind computation as far as that lasts",
             f"optimizer limited by memory: {self.hbm_gb_per_s:g} GB/s on a GPU, {self.host_gb_per_s:g} GB/s a node for "
-            f"one in host memory, behind {self.pcie_gb_per_s:g} GB/s of PCIe",
+            f"one in host memory, behind {self.pcie_gb_per_s:g} GB/s of PCIe ({self.pageable_gb_per_s:g} where memory "
+            "is not page-locked)",
             f"{self.usable:.0%} of a GPU's memory can be used; CUDA context, kernels and workspaces "
             f"{self.context_gib:g} GiB, a third more for collectives; fragmentation {self.fragmentation:.0%} of what a "
             "step allocates",
@@ -72,5 +91,7 @@ class Hardware:
 
 
 def place(gpus: int, nodes: int | None = None) -> int:
-    """Nodes of so many GPUs: the number given, or as few as hold 8 each."""
-    return nodes if nodes is not None and nodes <= gpus else math.ceil(gpus / _GPUS_A_NODE)
+    """Nodes of so many GPUs: the number given, or as few as hold as many each, 8 at most."""
+    if nodes is not None and nodes <= gpus:
+        return nodes
+    return next(count for count in range(math.ceil(gpus / _GPUS_A_NODE), gpus + 1) if gpus % count == 0)

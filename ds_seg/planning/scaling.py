@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +37,8 @@ def compute_scaling(planner: Planner, hardware: Hardware, worlds: Sequence[int])
         if kept is None:
             continue
         twice = planner.rebuild(kept, live_bytes=0)
-        rows.append(ScalingRow(kept, twice, with_hpz(twice, planner.size, compute_hpz_bytes(planner.size, 2, there))))
+        copies_bytes = compute_hpz_bytes(planner.size, kept.states.parameter_bytes, there)
+        rows.append(ScalingRow(kept, twice, with_hpz(twice, planner.size, copies_bytes)))
     return rows
 
 
@@ -92,10 +94,11 @@ def draw_scaling(rows: Sequence[ScalingRow], path: Path, title: str) -> None:
     for name, label in (("kept", "as recommended"), ("twice", "gathered twice"), ("hpz", "gathered twice, hpZ")):
         rates.plot(gpus, [getattr(row, name).images_per_s for row in rows], "o-", label=label)
     rates.set(xlabel="GPUs", ylabel="images/s", xscale="log", yscale="log")
-    for label, attribute in (("computation", "compute_s"), ("communication", "communication_s")):
-        times.plot(gpus, [getattr(row.kept.time, attribute) for row in rows], "o-", label=label)
-    times.plot(gpus, [row.twice.time.communication_s for row in rows], "o--", label="communication, gathered twice")
-    times.plot(gpus, [row.hpz.time.communication_s for row in rows], "o--", label="the same with hpZ")
+    times.plot(gpus, [row.kept.time.compute_s for row in rows], "o-", label="computation")
+    lines = {"kept": ("o-", "communication"), "twice": ("o--", "communication, gathered twice")}
+    for name, (style, label) in {**lines, "hpz": ("o--", "the same with hpZ")}.items():
+        seconds = [getattr(row, name).time.communication_s for row in rows]
+        times.plot(gpus, [value or math.nan for value in seconds], style, label=label)  # one GPU: nothing on a log axis
     times.set(xlabel="GPUs", ylabel="seconds a step", xscale="log", yscale="log")
     for axes in (rates, times):
         axes.set_xticks(gpus, [str(count) for count in gpus])

@@ -10,8 +10,10 @@ from ds_seg.planning.memory import States
 from ds_seg.planning.model_size import ModelSize
 from ds_seg.planning.step_costs import StepCost
 
-_STATE_TRAFFIC_BYTES = 28
-"""Read: gradient, master, two moments; written: parameter, master, two moments; 2 or 4 bytes each."""
+_STATE_TRAFFIC_BYTES = 48
+"""Of a bf16 parameter: FP32 gradient from the bf16 one 6, clipping 8, AdamW 28, bf16 weight from its master 6."""
+_AVERAGE_TRAFFIC_BYTES = 12
+"""Of an average: master read, average read and written."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,18 @@ def compute_step_time(
 
 
 def _compute_optimizer_s(size: ModelSize, states: States, hardware: Hardware) -> float:
-    """The update where its state is, and the new weights' way to the GPU."""
+    """The update where its state is, the averages, and the new weights' way to the GPU."""
     share = size.trainable / hardware.gpus
     on_host = states.offloaded * share
-    on_gpu_s = _STATE_TRAFFIC_BYTES * (size.head_trainable + share - on_host) / (hardware.hbm_gb_per_s * 1e9)
-    on_host_s = _STATE_TRAFFIC_BYTES * on_host * hardware.gpus_a_node / (hardware.host_gb_per_s * 1e9)
-    return on_gpu_s + on_host_s + states.parameter_bytes * on_host / (hardware.pcie_gb_per_s * 1e9)
+    gpu_bytes = _STATE_TRAFFIC_BYTES * (size.head_trainable + share - on_host)
+    host_bytes = _STATE_TRAFFIC_BYTES * on_host
+    if states.ema and on_host:
+        host_bytes += _AVERAGE_TRAFFIC_BYTES * share
+    elif states.ema:
+        gpu_bytes += _AVERAGE_TRAFFIC_BYTES * share
+    host_s = host_bytes * hardware.gpus_a_node / (hardware.host_gb_per_s * 1e9)
+    weights_s = states.parameter_bytes * on_host / (hardware.pageable_gb_per_s * 1e9)
+    return gpu_bytes / (hardware.hbm_gb_per_s * 1e9) + host_s + weights_s
 
 
 def _compute_gradients_s(size: ModelSize, states: States, hardware: Hardware, accumulation_steps: int) -> float:

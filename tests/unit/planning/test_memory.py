@@ -130,8 +130,26 @@ def test_hpz_gathers_inside_the_node():
     there = hardware(64)
     slow, fast = (compute_traffic(SIZE, ZERO, 2, there, hpz=hpz) for hpz in (False, True))
     assert fast.seconds < slow.seconds and fast.total == slow.total
-    assert slow.seconds - fast.seconds == pytest.approx(slow.gathered_backward * (1 / 40e9 - 1 / 300e9))
+    gathers = P / SIZE.block
+    assert slow.seconds - fast.seconds == pytest.approx(gathers * 1e-6 * (3.4 * (56 - 7) + 14 * 7))
+    cards = [compute_traffic(SIZE, ZERO, 2, hardware(64, interconnect_gbps=40), hpz=hpz) for hpz in (False, True)]
+    rest_s = slow.gathered_backward * (1 / 32e9 - 1 / 300e9)
+    assert cards[0].seconds - cards[1].seconds - (slow.seconds - fast.seconds) == pytest.approx(rest_s)
     assert compute_hpz_bytes(SIZE, 2, there) == 2 * P / 8
+
+
+def test_a_ring_over_nodes_has_all_their_network_cards():
+    assert [hardware(n).collective_gb_per_s for n in (8, 64)] == [300, 300]
+    assert hardware(64, interconnect_gbps=100).collective_gb_per_s == pytest.approx(80)
+    assert Hardware(64, 64, 80).collective_gb_per_s == pytest.approx(40)
+    assert hardware(8).ring_s == pytest.approx(7 * 3.4e-6) == hardware(8).ring_in_node_s
+    assert hardware(512).ring_s == pytest.approx((448 * 3.4 + 63 * 14) * 1e-6)
+    assert hardware(1).ring_s == 0
+
+
+@pytest.mark.parametrize(("gpus", "nodes"), [(1, 1), (8, 1), (9, 3), (12, 2), (64, 8), (68, 17), (11, 11)])
+def test_nodes_have_as_many_gpus_each(gpus, nodes):
+    assert place(gpus) == nodes and gpus % nodes == 0
 
 
 def test_time_and_what_binds_it():

@@ -118,8 +118,8 @@ def test_without_gpus_three_worlds_are_planned(ds_seg_plan):
 
 
 def test_a_sweep_draws_and_names_where_communication_takes_over(ds_seg_plan, tmp_path):
-    code, out = ds_seg_plan("--sweep", "8,64", "--chart", "chart.png")
-    assert code == 0 and "communication-bound: as recommended from 64 GPUs on" in out
+    code, out = ds_seg_plan("--sweep", "8,256", "--chart", "chart.png")
+    assert code == 0 and "communication-bound: as recommended from 256 GPUs on" in out
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -128,6 +128,7 @@ def test_a_sweep_draws_and_names_where_communication_takes_over(ds_seg_plan, tmp
     [
         (("--gpus", "0"), "--gpus: got 0, want more than 0"),
         (("--sweep", "1,x"), "--sweep: got '1,x', want numbers of GPUs"),
+        (("--sweep", "8,64", "--nodes", "8"), "--nodes: a sweep has up to 8 GPUs on each node"),
         (("--gpus", "8", "--nodes", "3"), "--nodes: 8 GPUs can't be spread evenly over 3 nodes"),
         (("--out", "x.json"), "--out: one file for plans of 3 numbers of GPUs"),
     ],
