@@ -39,8 +39,8 @@ class Contestant:
         if self.workload.device == "cpu":
             environment["DS_ACCELERATOR"] = "cpu"
             environment.setdefault("OMP_NUM_THREADS", "1")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-        command += [str(self.workload.world_size), str(Path(__file__).with_name("step_worker.py"))]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+        command += ["--nproc_per_node", str(self.workload.world_size), str(Path(__file__).with_name("step_worker.py"))]
         command += [self.name, self.variant, str(self.folder), str(self.store.port)]
         with self.log.open("a", encoding="utf-8") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)

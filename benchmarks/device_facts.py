@@ -52,18 +52,22 @@ def measure_products(device: torch.device) -> dict[str, float]:
     return rates
 
 
+def measure_copy_within(device: torch.device) -> float:
+    """GB/s of a copy within the device, bytes read and written."""
+    source, target = torch.zeros(2, _COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+    return 2 * source.numel() / measure_s(lambda: target.copy_(source), device) / 1e9
+
+
 def measure_copies(device: torch.device) -> dict[str, float]:
-    """GB/s of copies within the device, bytes read and written, and from and to host memory where there is another."""
-    size = _COPY_BYTES[device.type]
-    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    rates = {"within the device": 2 * size / measure_s(lambda: target.copy_(source), device) / 1e9}
+    """GB/s of copies within the device, and from and to host memory where there is another."""
+    rates = {"within the device": measure_copy_within(device)}
     if device.type == "cuda":
+        there = torch.zeros(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
         for pinned in (True, False):
-            host = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+            host = torch.zeros(there.numel(), dtype=torch.uint8, pin_memory=pinned)
             kind = "pinned" if pinned else "unpinned"
-            rates[f"from {kind} host memory"] = size / measure_s(lambda: target.copy_(host), device) / 1e9  # noqa: B023
-            rates[f"to {kind} host memory"] = size / measure_s(lambda: host.copy_(source), device) / 1e9  # noqa: B023
+            rates[f"from {kind} host memory"] = host.numel() / measure_s(lambda: there.copy_(host), device) / 1e9  # noqa: B023
+            rates[f"to {kind} host memory"] = host.numel() / measure_s(lambda: host.copy_(there), device) / 1e9  # noqa: B023
     return rates
 
 

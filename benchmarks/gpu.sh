@@ -30,7 +30,7 @@ for word in "$@"; do
 done
 out=${out:-${OUT:-gpu_figures}}
 declare -A budget_s=([setup]=120 [tests]=240 [steps]=300 [batches]=260 [fit]=280) # together 20 minutes
-if [ ${#parts[@]} -gt 0 ]; then for part in "${!budget_s[@]}"; do budget_s[$part]=${PART_S:-570}; done; fi
+if [ ${#parts[@]} -gt 0 ]; then for part in "${!budget_s[@]}"; do budget_s[$part]=${PART_S:-540}; done; fi
 [ ${#parts[@]} -gt 0 ] || parts=(setup tests steps batches fit)
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -101,14 +101,27 @@ run() {
   if [ "$left_s" -lt 20 ]; then
     echo "$name: left out, the part's time is over"
     echo "{\"command\": \"$name\", \"left_out\": true}" >"$work/$name.status"
+    collect
     return
   fi
   { echo; echo "=== $name: $*"; } >>"$log"
-  timeout -k 10 "$left_s" "$@" >>"$log" 2>&1
+  timeout -k 40 "$left_s" "$@" >>"$log" 2>&1 # it may still write what it measured
   code=$?
   echo "$name: exit code $code after $((SECONDS - started_s)) s"
   [ $code -eq 0 ] || { failed=1; tail -n 5 "$log" | sed 's/^/    /'; }
   echo "{\"command\": \"$name\", \"exit_code\": $code, \"seconds\": $((SECONDS - started_s))}" >"$work/$name.status"
+  collect
+}
+
+# The part's JSON, as far as it is measured.
+collect() {
+  "$PYTHON" - "$work" "$out/$part.json" <<'PYTHON'
+import json, pathlib, sys
+work = pathlib.Path(sys.argv[1])
+figures = {"commands": [json.loads(path.read_text()) for path in sorted(work.glob("*.status"))]}
+figures |= {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
+pathlib.Path(sys.argv[2]).write_text(json.dumps(figures, indent=1) + "\n")
+PYTHON
 }
 
 step() { # BLOCKS BATCH CHECKPOINTING VARIANTS
@@ -169,21 +182,17 @@ part_fit() {
 }
 
 failed=0
+start_s=0 # of the first part it is this script's start: installing wheels takes of its time
 for part in "${parts[@]}"; do
-  ends_s=$((SECONDS + ${budget_s[$part]}))
+  ends_s=$((start_s + ${budget_s[$part]}))
   log=$out/$part.log
   # of a build that ran out of time in a folder of our own: later ones would wait for it without end
   [ -z "$extensions" ] || rm -f "$extensions"/*/lock
   echo "$part on $DEVICE, $memory_gib GiB, $(date -u +%FT%TZ)" | tee "$log"
   rm -f "$work"/*.json "$work"/*.status
   "part_$part"
-  "$PYTHON" - "$work" "$out/$part.json" <<'PYTHON'
-import json, pathlib, sys
-work = pathlib.Path(sys.argv[1])
-figures = {"commands": [json.loads(path.read_text()) for path in sorted(work.glob("*.status"))]}
-figures |= {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
-pathlib.Path(sys.argv[2]).write_text(json.dumps(figures, indent=1) + "\n")
-PYTHON
+  collect
+  start_s=$SECONDS
 done
 echo "wrote $out"
 exit $failed

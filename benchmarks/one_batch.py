@@ -66,7 +66,11 @@ def build_run(args: argparse.Namespace) -> RunConfig:
         ConfigError: an option does not fit the run.
     """
     backbone = read_config_file(resolve_config_path(args.config), {}).model.backbone
-    options: dict[str, Any] = {"lr_config.warmup_iters": 0, **parse_overrides(args.cfg_options)}
+    options: dict[str, Any] = {
+        "lr_config.warmup_iters": 0,
+        "data.workers_per_gpu": 0,
+        **parse_overrides(args.cfg_options),
+    }
     if args.depth:
         taps = scale_taps(backbone.out_indices, backbone.depth, args.depth)
         options |= {"model.backbone.depth": args.depth, "model.backbone.out_indices": taps}

@@ -33,6 +33,7 @@ PAIRS = (
     ("ds_seg_compiled", "ddp"),
 )
 """Of which ratios are computed, as far as both were measured."""
+_UNMEASURED = {"out_of_memory", "failed"}
 _OURS = ("ds_seg", "ds_seg_compiled", *POLICIES)
 _COLUMNS = {
     "step s": "{step_s:.3f}",
@@ -63,7 +64,7 @@ def summarise(workload: Workload, folder: Path, turns: Mapping[str, list[dict[st
     for name, its_turns in turns.items():
         its_workload = Workload.read(folder / name)
         variants[name] = {"checkpointing": its_workload.checkpointing, "compile": its_workload.compile}
-        failed = next((turn for turn in its_turns if "out_of_memory" in turn), None)
+        failed = next((turn for turn in its_turns if _UNMEASURED & set(turn)), None)
         if failed:
             variants[name] |= failed
             continue
@@ -93,12 +94,14 @@ def summarise(workload: Workload, folder: Path, turns: Mapping[str, list[dict[st
 
 def format_table(figures: Mapping[str, Any]) -> str:
     """The figures as text: times and memory, where the time goes, what was predicted, ratios."""
-    measured = {name: row for name, row in figures["variants"].items() if "out_of_memory" not in row}
+    measured = {name: row for name, row in figures["variants"].items() if not _UNMEASURED & set(row)}
     memory_key = figures["memory_key"]
     table = _build_table(["variant", *_COLUMNS, "MFU", "of products", "memory GiB", "tensors"])
     for name, row in figures["variants"].items():
         if name not in measured:
-            table.add_row([name, "out of memory", *["-"] * (len(table.field_names) - 2)])
+            table.add_row(
+                [name, "failed" if "failed" in row else "out of memory", *["-"] * (len(table.field_names) - 2)]
+            )
             continue
         shares = ["-" if row[key] is None else f"{row[key]:.1%}" for key in ("mfu", "mfu_of_products")]
         memory = [f"{row['memory'][key]:.3f}" for key in (memory_key, "allocated_gib")]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -30,6 +31,7 @@ from ds_seg.errors import UserError
 from ds_seg.models.checkpointing import POLICIES, resolve_policy
 
 COMPILED = "_compiled"
+Turns = dict[str, list[dict[str, Any]]]
 VARIANTS = ("ds_seg", "fsdp2", "ddp", "ds_seg_compiled", "fsdp2_compiled")
 
 
@@ -81,30 +83,49 @@ def list_contestants(args: argparse.Namespace, workload: Workload) -> dict[str, 
     }
 
 
-def measure(args: argparse.Namespace, workload: Workload, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Let the contestants take turns; by name, what each turn measured."""
+def measure(args: argparse.Namespace, workload: Workload, folder: Path, turns: Turns) -> None:
+    """Let the contestants take turns; one that fails takes no more.
+
+    Args:
+        args: the command line.
+        workload: what they train.
+        folder: where their logs go.
+        turns: by name, gets what each turn measured, or why there is nothing.
+    """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     contestants = []
     for name, (variant, its_workload) in list_contestants(args, workload).items():
         its_workload.write(folder / name)
         contestants.append(Contestant(name, variant, its_workload, folder / name, store))
-    turns: dict[str, list[dict[str, Any]]] = {contestant.name: [] for contestant in contestants}
     stay_up = workload.device == "cpu"
     with ExitStack() as all_up:
         for round_number in range(args.rounds):
             is_last = round_number == args.rounds - 1
-            for contestant in contestants:
+            for contestant in list(contestants):
                 with ExitStack() as this_turn:
                     if not stay_up or round_number == 0:
                         (all_up if stay_up else this_turn).enter_context(contestant)
-                    turns[contestant.name].append(contestant.take_turn(args.warmup, args.steps, is_last))
+                    try:
+                        turn = contestant.take_turn(args.warmup, args.steps, is_last)
+                    except RuntimeError as error:
+                        print(error, file=sys.stderr, flush=True)
+                        turn = {"failed": str(error)}
+                        contestants.remove(contestant)
+                turns.setdefault(contestant.name, []).append(turn)
             print(f"round {round_number + 1} of {args.rounds} done", file=sys.stderr, flush=True)
-    return turns
+
+
+def is_complete(its_turns: list[dict[str, Any]]) -> bool:
+    """Whether a variant took its last turn, in which memory is measured, or failed."""
+    return bool({"memory", "out_of_memory", "failed"} & set(its_turns[-1]))
 
 
 def main() -> int:
-    """Measure, print, write."""
+    """Measure, print, write; what was measured until then also if it is told to stop (SIGTERM)."""
     args = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    turns: Turns = {}
+    code = 0
     try:
         backbone = read_backbone(args.preset)
         policy = args.checkpointing or resolve_policy(backbone.get("checkpointing"), backbone.get("with_cp"))
@@ -114,14 +135,19 @@ def main() -> int:
             folder = Path(name)
             workload.write(folder)
             workload.build_run(folder)  # faults of the command line show here, once, and not in every process
-            figures = summarise(workload, folder, measure(args, workload, folder))
+            try:
+                measure(args, workload, folder, turns)
+            except SystemExit as stopped:
+                code = int(stopped.code or 0)
+            turns = {variant: its_turns for variant, its_turns in turns.items() if is_complete(its_turns)}
+            figures = summarise(workload, folder, turns)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(format_table(figures))
-    return 0
+    return code or int(any("failed" in its_turns[-1] for its_turns in turns.values()))
 
 
 if __name__ == "__main__":

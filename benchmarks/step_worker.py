@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
-from device_facts import measure_copies, measure_products, measure_s
+from device_facts import measure_copy_within, measure_products, measure_s
 from memory import measure_held_gib, measure_step_gib
 from phases import COLLECTIVES, DATA, measure_collectives_s, split_step
 from variants import VARIANTS, Step
@@ -58,6 +58,8 @@ def _serve(name: str, variant: str, folder: Path, store: dist.Store, before_gib:
     workload = Workload.read(folder)
     run = workload.build_run(folder)
     step = VARIANTS[variant](run)
+    if distributed.device().type == "cuda":
+        torch.cuda.empty_cache()  # what building took
     done = 0
     for turn in range(10**9):
         key = f"{name}/{turn}"
@@ -121,7 +123,7 @@ def _measure_rates() -> dict[str, float]:
     device = distributed.device()
     distributed.barrier()
     rates = {"peak_tflops": max(measure_products(device).values())}
-    rates["hbm_gb_per_s"] = measure_copies(device)["within the device"]
+    rates["hbm_gb_per_s"] = measure_copy_within(device)
     part = torch.zeros(_GATHERED_BYTES // distributed.world_size(), dtype=torch.uint8, device=device)
     whole = torch.empty(part.numel() * distributed.world_size(), dtype=torch.uint8, device=device)
     gather_s = measure_s(lambda: dist.all_gather_into_tensor(whole, part), device)
@@ -132,13 +134,15 @@ def _measure_rates() -> dict[str, float]:
 def _measure_memory(step: Callable[[], object], before_gib: float) -> dict[str, float]:
     """GiB of this rank: GPU memory, the resident set and its growth since the start, and tensors.
 
-    `allocated_gib` is the peak of all tensors in a step, `step_gib` what a step takes beyond those there before it.
+    `gpu_gib` is what the device counts as used, `allocated_gib` the peak of all tensors in a step, `step_gib` what a
+    step takes beyond those there before it.
     """
     resident_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     measured = {"resident_gib": resident_gib, "resident_growth_gib": resident_gib - before_gib}
     device = distributed.device()
     if device.type == "cuda":
-        measured["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        free, total = torch.cuda.mem_get_info()
+        measured["gpu_gib"] = (total - free) / 2**30
     held_gib = measure_held_gib(device)
     measured["step_gib"] = measure_step_gib(step, device)
     measured["allocated_gib"] = held_gib + measured["step_gib"]

@@ -30,6 +30,7 @@ from ds_seg.engine.engines import Engines, build_adamw, build_modules
 from ds_seg.engine.groups import build_param_groups
 from ds_seg.engine.schedule import compute_lr
 from ds_seg.engine.step import TwoEngineStep, noise_seed, total_loss
+from ds_seg.models.compilation import compile_blocks
 from ds_seg.models.heads import build_heads
 
 from mmseg.models.builder import build_backbone  # isort: skip
@@ -78,9 +79,9 @@ def build_fsdp2(run: RunConfig) -> Step:
     mesh = init_device_mesh(distributed.device().type, (run.world_size,))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     backbone = _build_backbone(run)
+    if run.compile:
+        compile_blocks(backbone)  # as ours are: what `selective` keeps is chosen inside, or nothing would be kept
     for block in backbone.blocks:
-        if run.compile:
-            block.compile()
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(backbone, mesh=mesh, mp_policy=policy)
     return PlainStep(run, backbone, dict(backbone.named_parameters()))
