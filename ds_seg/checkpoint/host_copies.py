@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import copy
+import platform
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, UntypedStorage, nn
 
-from ds_seg.checkpoint.contents import find_tensors
+from ds_seg import distributed
+from ds_seg.checkpoint.contents import count_bytes, find_tensors
 from ds_seg.checkpoint.write import FileContent
+from ds_seg.host_memory import measure_free_bytes
+
+
+def find_lack_of_memory(files: Mapping[str, FileContent]) -> str | None:
+    """What keeps the hosts from holding copies of all their ranks' files, in words; a collective over all ranks."""
+    own = (platform.node(), sum(map(count_bytes, files.values())), measure_free_bytes())
+    needed: Counter[str] = Counter()
+    free: dict[str, int] = {}
+    for node, needed_bytes, free_bytes in distributed.gather_objects(own):
+        needed[node] += needed_bytes
+        free[node] = min(free_bytes, free.get(node, free_bytes))
+    lacking = max(needed, key=lambda node: needed[node] - free[node])
+    if needed[lacking] <= free[lacking]:
+        return None
+    gib = [f"{size_bytes / 2**30:.3g} GiB" for size_bytes in (free[lacking], needed[lacking])]
+    return f"host {lacking} has {gib[0]} of memory free, and they take {gib[1]}"
 
 
 class HostCopies:
@@ -23,6 +42,11 @@ class HostCopies:
     def __init__(self) -> None:
         self._memory: dict[tuple[str, int], UntypedStorage] = {}
         self._before = self._memory
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was copied yet, so that the first copy will take new memory."""
+        return not self._memory
 
     @torch.no_grad()
     def copy(self, files: Mapping[str, FileContent]) -> dict[str, FileContent]:

@@ -13,7 +13,7 @@ import torch
 from ds_seg import __version__, distributed
 from ds_seg.checkpoint.config_record import digest_config
 from ds_seg.checkpoint.contents import collect_files, count_bytes
-from ds_seg.checkpoint.host_copies import HostCopies
+from ds_seg.checkpoint.host_copies import HostCopies, find_lack_of_memory
 from ds_seg.checkpoint.manifest import FileEntry
 from ds_seg.checkpoint.training_state import TrainingState
 from ds_seg.checkpoint.write import (
@@ -42,7 +42,7 @@ class CheckpointSaver:
 
     Every method is a collective over all ranks. With `run.checkpoint_in_background`, `save` returns when the host holds
     a copy; a thread writes it, which issues no collective, and the checkpoint gets its name in the first `poll` that
-    finds all ranks' threads done.
+    finds all ranks' threads done. Where a host has too little memory for the copies, every save waits for the disk.
 
     Args:
         engines: what is saved.
@@ -82,6 +82,9 @@ class CheckpointSaver:
         with leaving_nothing(save):
             prepare_folder(save)
             files, present = self._collect(save, state)
+            if self._copies is not None and self._copies.empty and (lack := find_lack_of_memory(files)):
+                self.log(f"--checkpoint async needs copies: {lack}. Training waits until checkpoints are written.")
+                self._copies = None
             if self._copies is None:
                 entries = distributed.agree(lambda: write_files(save, files, present))
                 self._waited_s = 0.0

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import psutil
 import torch
 
 from ds_seg import distributed
 from ds_seg.config import RunConfig
 from ds_seg.config.deepspeed_json import suit_device
 from ds_seg.errors import ConfigError
+from ds_seg.host_memory import measure_free_bytes
 from ds_seg.models.checkpointing import POLICIES, resolve_policy
 from ds_seg.planning.candidates import Batch, Candidate, build_candidate
 from ds_seg.planning.hardware import GIB, Hardware
@@ -41,7 +41,7 @@ def measure_memory_gib(device: torch.device) -> float:
     A collective over all ranks.
     """
     if device.type == "cpu":
-        own = (platform.node(), psutil.virtual_memory().available / GIB)
+        own = (platform.node(), measure_free_bytes() / GIB)
     else:
         own = ("", torch.cuda.get_device_properties(device).total_memory / GIB)
     found = distributed.gather_objects(own)

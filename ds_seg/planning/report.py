@@ -46,7 +46,8 @@ def format_candidate(candidate: Candidate) -> str:
         f"{traffic.gathered_forward / 1e9:.1f}, backward {traffic.gathered_backward / 1e9:.1f}, gradients "
         f"{traffic.reduced / 1e9:.1f}; {batch.accumulation_steps * traffic.total / 1e9:.1f} GB a step",
         f"checkpoint: {candidate.checkpoint_bytes / 1e9:.1f} GB, written in "
-        f"{candidate.checkpoint_bytes / 1e9 / candidate.hardware.storage_gb_per_s:.0f} s",
+        f"{candidate.checkpoint_bytes / 1e9 / candidate.hardware.storage_gb_per_s:.0f} s; --checkpoint async takes "
+        f"{candidate.checkpoint_bytes / candidate.hardware.nodes / GIB:.0f} GiB more of a host",
         f"bound by {time.bound}",
     ]
     return "\n".join(lines)

@@ -22,6 +22,7 @@ from ds_seg.checkpoint import (
     TrainingState,
     checkpoint_bytes,
     choose_resume_point,
+    host_copies,
     list_checkpoints,
     load_weights_from_checkpoint,
     resume_training,
@@ -137,6 +138,25 @@ def check_polls() -> dict:
     report["all"] = names(run)
     report["lines"] = lines
     return report
+
+
+def check_little_memory() -> dict:
+    """Rank 1 sees too little memory for copies: both ranks write at once, then and later."""
+    run = in_background(make_run("bf16"), "little_memory")
+    engines, _ = start(run)
+    lines: list[str] = []
+    own = host_copies.measure_free_bytes
+    host_copies.measure_free_bytes = lambda: 1 << 40 if distributed.is_main() else 1000
+    try:
+        saver = CheckpointSaver(engines, run, log=lines.append)
+        found = []
+        for step in (1, 2):
+            saver.save(TrainingState(step=step))
+            found.append(names(run))
+            host_copies.measure_free_bytes = own
+    finally:
+        host_copies.measure_free_bytes = own
+    return {"names": found, "lines": lines}
 
 
 @contextlib.contextmanager

@@ -49,6 +49,15 @@ def test_two_saves_do_not_overlap(ranks):
         assert len(got["lines"]) == 3 and "in the background; training waited 0." in got["lines"][0]
 
 
+def test_without_memory_for_copies_training_waits_for_the_disk(ranks):
+    for rank in ranks:
+        got = rank["check_little_memory"]
+        assert got["names"] == [["latest", "step_000001"], ["latest", "step_000001", "step_000002"]]
+        lack, *saved = got["lines"]
+        assert "has 9.31e-07 GiB of memory free, and they take 0.0" in lack and "Training waits" in lack
+        assert len(saved) == 2 and not any("background" in line for line in saved)
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_disk_that_refuses_one_rank_stops_all_with_the_cause(ranks, kind):
     assert ranks[0]["check_full_disk"]["async_started"] == "no error"
