@@ -41,7 +41,8 @@ def compute_zero_sizes(backbone: Mapping[str, Any], live_bytes: float, parameter
 
     A parameter is kept from the forward to the backward pass if it is used again within the reuse distance, which
     counts what is used in between, both times. So a distance of twice the backbone gathers nothing twice, and one of
-    2 n keeps the last n parameters.
+    2 n keeps the last n parameters. A frozen trunk is not used again, but DeepSpeed 0.19.8 takes it to be; there the
+    distance is 0.
 
     Args:
         backbone: its section of the config.
@@ -52,6 +53,8 @@ def compute_zero_sizes(backbone: Mapping[str, Any], live_bytes: float, parameter
         Numbers of parameters, for every name in ZERO_SIZES.
     """
     block, everything = count_block(backbone), count_backbone(backbone)
+    if backbone.get("freeze_vit") and not backbone.get("unfreeze_pos_embed"):
+        live_bytes = 0.0
     live = min(max(int(live_bytes / parameter_bytes), _BLOCKS_IN_USE * block), everything)
     return {
         "reduce_bucket_size": min(_BLOCKS_A_BUCKET * block, _LARGEST_BUCKET),

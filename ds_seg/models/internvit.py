@@ -128,6 +128,11 @@ class InternViT(BaseModule):
         """The dtype that the transformer computes in; right also while its parameters are partitioned."""
         return self.patch_embed.proj.weight.dtype
 
+    def is_trunk_trainable(self) -> bool:
+        """Whether anything trains but the layers of `with_fpn`, so that the backward pass goes through the blocks."""
+        names_and_parameters = self.named_parameters()
+        return any(p.requires_grad for name, p in names_and_parameters if not name.startswith("up"))
+
     def forward(self, images_BCHW: Tensor, sample_seeds: Sequence[int] | None = None) -> list[Tensor]:
         """Compute the feature map of every tapped block.
 
@@ -144,7 +149,7 @@ class InternViT(BaseModule):
         """
         grid_hw = self._compute_grid(images_BCHW)
         scales_L2B = self._draw_branch_scales(images_BCHW, sample_seeds)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._is_trunk_trainable()):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trunk_trainable()):
             x_BND = self._embed(images_BCHW.to(self.dtype), grid_hw)
             taps = []
             for index, block in enumerate(self.blocks):
@@ -192,10 +197,6 @@ class InternViT(BaseModule):
                 f"{patch}, for example {nearest[0]} x {nearest[1]}."
             )
         return height // patch, width // patch
-
-    def _is_trunk_trainable(self) -> bool:
-        names_and_parameters = self.named_parameters()
-        return any(p.requires_grad for name, p in names_and_parameters if not name.startswith("up"))
 
     def _embed(self, images_BCHW: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         patches_BND = self.patch_embed(images_BCHW)

@@ -89,8 +89,8 @@ class Candidate:
 
     @property
     def model_flops_utilisation(self) -> float:
-        """Of the backbone, recomputation not counted: three times the forward pass."""
-        flops = 3 * self.cost.forward_flops * self.batch.accumulation_steps
+        """Of the backbone, recomputation not counted."""
+        flops = self.cost.model_flops * self.batch.accumulation_steps
         return flops / self.time.total_s / (self.hardware.peak_tflops * 1e12)
 
 

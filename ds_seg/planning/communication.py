@@ -37,6 +37,7 @@ def count_kept_parameters(size: ModelSize, zero: Mapping[str, Any]) -> float:
     """Parameters that stay whole from the forward to the backward pass: the last half of the reuse distance."""
     if not size.trainable:
         return 0.0
+    # a frozen trunk too: DeepSpeed 0.19.8 takes the backbone, when its backward pass begins, for a use of all of it
     return min(size.backbone, int(zero.get("stage3_max_reuse_distance", 1_000_000_000)) / 2)
 
 
@@ -53,7 +54,7 @@ def compute_traffic(
         hpz: the backward pass gathers from copies inside the node (`zero_hpz_partition_size`).
     """
     sent = parameter_bytes * (hardware.gpus - 1) / hardware.gpus
-    again = size.backbone - count_kept_parameters(size, zero) if size.trainable else 0.0
+    again = max(0.0, size.used_again - count_kept_parameters(size, zero))
     forward, backward, reduced = sent * size.backbone, sent * again, sent * size.trainable
     over_all, ring_s = hardware.collective_gb_per_s * 1e9, hardware.ring_s
     in_node, ring_in_node_s = hardware.nvlink_gb_per_s * 1e9, hardware.ring_in_node_s

@@ -21,6 +21,8 @@ class ModelSize:
     backbone: int
     trainable: int
     """Of the backbone."""
+    used_again: int
+    """Of the backbone, in the backward pass."""
     block: int
     """Of one transformer block."""
     largest: int
@@ -42,9 +44,11 @@ def measure_model(model_cfg: Mapping[str, Any]) -> ModelSize:
     """
     backbone, heads = build_on_meta(model_cfg)
     parameters = list(backbone.parameters())
+    everything, trainable = (sum(p.numel() for p in parameters if p.requires_grad or whole) for whole in (True, False))
     return ModelSize(
-        backbone=sum(p.numel() for p in parameters),
-        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        backbone=everything,
+        trainable=trainable,
+        used_again=everything if backbone.is_trunk_trainable() else trainable,
         block=sum(p.numel() for p in backbone.blocks[0].parameters()),
         largest=max(p.numel() for p in parameters),
         depth=len(backbone.blocks),

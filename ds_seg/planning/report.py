@@ -20,12 +20,13 @@ def describe_model(planner: Planner) -> list[str]:
     size, run = planner.size, planner.run
     cost = planner.costs.of(next(iter(planner.costs.backbone)), 1)
     formula = compute_forward_flops(run.model.backbone, run.train_crop_px)
+    model_flops = formula * cost.model_flops / cost.forward_flops
     height, width = run.train_crop_px
     return [
         f"{run.name}: backbone {size.backbone:,} parameters ({size.trainable:,} trainable) in "
         f"{'bf16' if run.bf16 else 'FP32'}, head {size.head:,} in FP32, crops of {height} x {width} px",
         f"TFLOP an image, forward: {cost.forward_flops / 1e12:.2f} by torch's counter (with_fpn's layers included), "
-        f"{formula / 1e12:.2f} by formula; forward and backward {3 * formula / 1e12:.1f}; heads both "
+        f"{formula / 1e12:.2f} by formula; forward and backward {model_flops / 1e12:.1f}; heads both "
         f"{cost.head_flops / 1e12:.2f}",
     ]
 

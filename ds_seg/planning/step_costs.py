@@ -33,6 +33,11 @@ class StepCost:
     """Forward, backward and what is computed again."""
     head_flops: float
 
+    @property
+    def model_flops(self) -> float:
+        """Of the backbone, nothing computed again: three times the forward pass, or less where little of it trains."""
+        return min(3 * self.forward_flops, self.backbone_flops)
+
 
 @dataclass(frozen=True)
 class StepCosts:

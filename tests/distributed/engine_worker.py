@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.utils import safe_get_local_fp32_param
 
@@ -273,6 +274,31 @@ def measure_memory(**options) -> dict:
 
 def check_frozen() -> dict:
     return {"frozen": measure_memory(freeze_vit=True), "trained": measure_memory()}
+
+
+def check_whole_parameters() -> dict:
+    """The share of the backbone that is whole when its forward pass ends, once DeepSpeed knows the order of use."""
+    pyramid = {"freeze_vit": True, "with_fpn": True, "depth": 4, "out_indices": [0, 1, 2, 3]}
+    frozen, trained = make_run("bf16", **pyramid), make_run("bf16")
+    kept = trained.deepspeed["zero_optimization"]["stage3_max_reuse_distance"]
+    runs = {
+        "trained": trained,
+        "frozen": frozen,
+        "frozen_kept": change_zero(frozen, stage3_max_reuse_distance=10 * kept),
+    }
+    report = {}
+    for name, run in runs.items():
+        engines, train_step = start(run)
+        parameters, shares = list(engines.backbone.module.parameters()), []
+
+        def measure(*_args: object, parameters: list = parameters, shares: list = shares) -> None:
+            whole = sum(p.ds_numel for p in parameters if p.ds_status == ZeroParamStatus.AVAILABLE)
+            shares.append(whole / sum(p.ds_numel for p in parameters))
+
+        engines.heads.register_forward_pre_hook(measure)
+        losses = [result.losses["loss"] for result in train(train_step, range(3))]
+        report[name] = {"share": shares[-1], "losses": losses}
+    return report
 
 
 CHECKPOINTED = {"trained": {}, "frozen": {"freeze_vit": True}, "part": {"freeze_vit": True, "unfreeze_pos_embed": True}}

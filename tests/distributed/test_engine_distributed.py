@@ -144,6 +144,15 @@ def test_a_frozen_backbone_has_no_optimizer_and_no_gradients(two_ranks):
         assert all("head" in name for name in frozen["group_names"])
 
 
+def test_a_frozen_trunk_is_released_when_it_was_used(two_ranks):
+    """DeepSpeed would keep it for a backward pass that never comes: 0.94 of these backbones, 11 GiB of InternViT-6B."""
+    for rank in two_ranks:
+        got = rank["check_whole_parameters"]
+        assert got["trained"]["share"] > 0.99 and got["frozen_kept"]["share"] > 0.9
+        assert got["frozen"]["share"] < 0.15  # layers of the pyramid, fetched ahead
+        assert got["frozen"]["losses"] == got["frozen_kept"]["losses"]
+
+
 @pytest.mark.parametrize("kind", ["trained", "frozen", "part"])
 def test_a_resumed_run_goes_on_bit_for_bit(two_ranks, kind):
     for rank in two_ranks:

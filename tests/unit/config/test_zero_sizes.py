@@ -42,6 +42,13 @@ def test_what_there_is_to_spare_is_used():
     assert kept == 2e9 and roomy["stage3_max_live_parameters"] == 3 * 10**9
 
 
+def test_nothing_of_a_frozen_trunk_is_kept():
+    least = compute_zero_sizes(SIX_B, 0, 2)
+    assert compute_zero_sizes({**SIX_B, "freeze_vit": True}, 100e9, 2) == least
+    trained = {**SIX_B, "freeze_vit": True, "unfreeze_pos_embed": True}
+    assert compute_zero_sizes(trained, 100e9, 2) == compute_zero_sizes(SIX_B, 100e9, 2)
+
+
 def test_buckets_follow_the_blocks():
     assert compute_zero_sizes(SIX_B, 0, 2)["reduce_bucket_size"] == 200_000_000
     small = compute_zero_sizes(DINOV2S, 0, 2)

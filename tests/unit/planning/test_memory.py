@@ -14,7 +14,7 @@ from ds_seg.planning.step_costs import StepCost
 from ds_seg.planning.step_time import compute_step_time
 
 P = 5_902_793_600
-SIZE = ModelSize(P, P, 122_918_400, 40_960_000, 48, 486_550, 486_550, 6_401)
+SIZE = ModelSize(P, P, P, 122_918_400, 40_960_000, 48, 486_550, 486_550, 6_401)
 ZERO = {
     "reduce_bucket_size": 200_000_000,
     "sub_group_size": 100_000_000,
@@ -150,6 +150,14 @@ def test_a_ring_over_nodes_has_all_their_network_cards():
 @pytest.mark.parametrize(("gpus", "nodes"), [(1, 1), (8, 1), (9, 3), (12, 2), (64, 8), (68, 17), (11, 11)])
 def test_nodes_have_as_many_gpus_each(gpus, nodes):
     assert place(gpus) == nodes and gpus % nodes == 0
+
+
+def test_a_frozen_trunk_is_not_gathered_again_and_has_no_backward_pass():
+    frozen = replace(SIZE, trainable=10**8, used_again=10**8)
+    assert compute_traffic(SIZE, ZERO, 2, hardware()).gathered_backward == pytest.approx(2 * P * 7 / 8)
+    assert compute_traffic(frozen, ZERO, 2, hardware()).gathered_backward == pytest.approx(2e8 * 7 / 8)
+    assert COST.model_flops == 3 * COST.forward_flops
+    assert replace(COST, backbone_flops=COST.forward_flops).model_flops == COST.forward_flops
 
 
 def test_time_and_what_binds_it():
