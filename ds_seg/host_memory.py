@@ -32,14 +32,14 @@ def _list_rooms(system: Path) -> Iterator[int]:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers in _NAMES:
+        for controller in _NAMES.keys() & controllers.split(","):
             group = Path(path)
             for folder in (group, *group.parents):
-                yield from _read_room(system / "sys/fs/cgroup" / controllers / str(folder).lstrip("/"), controllers)
+                yield from _read_room(system / "sys/fs/cgroup" / controller / str(folder).lstrip("/"), controller)
 
 
-def _read_room(folder: Path, controllers: str) -> Iterator[int]:
-    limit, usage, droppable = _NAMES[controllers]
+def _read_room(folder: Path, controller: str) -> Iterator[int]:
+    limit, usage, droppable = _NAMES[controller]
     try:
         statistics = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
         yield int((folder / limit).read_text()) - int((folder / usage).read_text()) + int(statistics.get(droppable, 0))

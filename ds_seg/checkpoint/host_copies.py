@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 
 from ds_seg import distributed
-from ds_seg.checkpoint.contents import count_bytes, find_tensors
+from ds_seg.checkpoint.contents import find_tensors
 from ds_seg.checkpoint.write import FileContent
 from ds_seg.host_memory import measure_free_bytes
 
 
 def find_lack_of_memory(files: Mapping[str, FileContent]) -> str | None:
     """What keeps the hosts from holding copies of all their ranks' files, in words; a collective over all ranks."""
-    own = (platform.node(), sum(map(count_bytes, files.values())), measure_free_bytes())
+    storages = {(s := tensor.untyped_storage())._cdata: s for file in files.values() for tensor in find_tensors(file)}
+    own = (platform.node(), sum(map(_count_copied_bytes, storages.values())), measure_free_bytes())
     needed: Counter[str] = Counter()
     free: dict[str, int] = {}
     for node, needed_bytes, free_bytes in distributed.gather_objects(own):
@@ -77,6 +78,11 @@ class HostCopies:
         self._memory[key] = kept
         kept.copy_(source, non_blocking=True)
         return kept
+
+
+def _count_copied_bytes(source: UntypedStorage) -> int:
+    """Memory that a copy takes: torch page-locks it in powers of two."""
+    return 1 << (source.nbytes() - 1).bit_length() if source.device.type == "cuda" else source.nbytes()
 
 
 def _view_as(tensor: Tensor, storage: UntypedStorage) -> Tensor:

@@ -11,7 +11,13 @@ from ds_seg.config.deepspeed_json import offloaded_share
 from ds_seg.config.zero_sizes import settle_zero_sizes
 from ds_seg.planning.communication import Traffic, compute_traffic
 from ds_seg.planning.hardware import GIB, Hardware
-from ds_seg.planning.memory import States, compute_checkpoint_bytes, compute_gpu_memory, compute_host_memory
+from ds_seg.planning.memory import (
+    States,
+    compute_checkpoint_bytes,
+    compute_copy_bytes,
+    compute_gpu_memory,
+    compute_host_memory,
+)
 from ds_seg.planning.model_size import ModelSize
 from ds_seg.planning.step_costs import StepCost
 from ds_seg.planning.step_time import StepTime, compute_step_time
@@ -50,6 +56,8 @@ class Candidate:
     traffic: Traffic
     cost: StepCost
     checkpoint_bytes: float
+    copy_bytes: float
+    """Host memory of a node for `--checkpoint async`."""
 
     @property
     def gpu_gib(self) -> float:
@@ -131,6 +139,7 @@ def build_candidate(
         compute_traffic(size, states.zero, states.parameter_bytes, hardware),
         cost,
         compute_checkpoint_bytes(size, states),
+        compute_copy_bytes(size, states, hardware),
     )
 
 

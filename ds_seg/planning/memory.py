@@ -102,6 +102,14 @@ def compute_checkpoint_bytes(size: ModelSize, states: States) -> float:
     return float(backbone + heads + averages)
 
 
+def compute_copy_bytes(size: ModelSize, states: States, hardware: Hardware) -> float:
+    """Host memory a node for a copy of its part of a checkpoint (`--checkpoint async`); what is on a GPU is pinned."""
+    on_gpu = (1 - states.offloaded) * size.trainable / hardware.gpus
+    group = min(_sub_group(size, states, hardware.gpus), on_gpu)
+    rounding = 3 * on_gpu / group * (_round_up(4 * group) - 4 * group) if group else 0.0
+    return hardware.gpus_a_node * (compute_checkpoint_bytes(size, states) / hardware.gpus + rounding)
+
+
 def _compute_buckets(size: ModelSize, states: States) -> float:
     """The bucket, and the padded copy that DeepSpeed 0.19.8's reduce_scatter_coalesced makes of what is in it."""
     if not size.trainable:

@@ -48,7 +48,7 @@ def format_candidate(candidate: Candidate) -> str:
         f"{traffic.reduced / 1e9:.1f}; {batch.accumulation_steps * traffic.total / 1e9:.1f} GB a step",
         f"checkpoint: {candidate.checkpoint_bytes / 1e9:.1f} GB, written in "
         f"{candidate.checkpoint_bytes / 1e9 / candidate.hardware.storage_gb_per_s:.0f} s; --checkpoint async takes "
-        f"{candidate.checkpoint_bytes / candidate.hardware.nodes / GIB:.0f} GiB more of a host",
+        f"{candidate.copy_bytes / GIB:.0f} GiB more of a host",
         f"bound by {time.bound}",
     ]
     return "\n".join(lines)
@@ -131,6 +131,7 @@ def to_dict(candidate: Candidate) -> dict[str, Any]:
             "reduced": traffic.reduced,
         },
         "checkpoint_bytes": candidate.checkpoint_bytes,
+        "async_copy_bytes_a_node": candidate.copy_bytes,
         "checkpoint_s": candidate.checkpoint_bytes / 1e9 / candidate.hardware.storage_gb_per_s,
         "deepspeed": dict(candidate.deepspeed),
     }

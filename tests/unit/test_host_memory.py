@@ -43,7 +43,7 @@ def test_a_job_of_slurm_has_what_its_group_leaves(system):
 
 
 def test_a_container_with_the_older_groups(system):
-    root = system("5:cpuset:/", "4:memory:/docker/abc", "0::/")
+    root = system("5:cpuset:/", "4:memory,hugetlb:/docker/abc", "0::/")
     names = {"memory_limit_in_bytes": 16 * GIB, "memory_usage_in_bytes": 4 * GIB}
     write(root / "sys/fs/cgroup/memory", **names, memory_stat=f"total_inactive_file {GIB}")
     assert measure_free_bytes(root) == 13 * GIB

@@ -8,7 +8,13 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 
 from ds_seg.planning.communication import compute_hpz_bytes, compute_traffic, count_live_parameters
 from ds_seg.planning.hardware import GIB, Hardware, place
-from ds_seg.planning.memory import States, compute_checkpoint_bytes, compute_gpu_memory, compute_host_memory
+from ds_seg.planning.memory import (
+    States,
+    compute_checkpoint_bytes,
+    compute_copy_bytes,
+    compute_gpu_memory,
+    compute_host_memory,
+)
 from ds_seg.planning.model_size import ModelSize
 from ds_seg.planning.step_costs import StepCost
 from ds_seg.planning.step_time import compute_step_time
@@ -183,6 +189,16 @@ def test_a_checkpoint_has_weights_masters_and_moments():
     heads = 12 * SIZE.head + 4 * SIZE.head_buffers
     assert compute_checkpoint_bytes(SIZE, STATES) == 14 * P + heads
     assert compute_checkpoint_bytes(SIZE, replace(STATES, ema=True)) == 18 * P + heads + 4 * SIZE.head
+
+
+def test_a_copy_of_a_checkpoint_is_pinned_in_powers_of_two_where_its_original_is_on_a_gpu():
+    offloaded = replace(STATES, offloaded=1.0)
+    assert compute_copy_bytes(SIZE, offloaded, hardware(64)) == compute_checkpoint_bytes(SIZE, offloaded) / 8
+    group = 100_000_000 + SIZE.largest / 64 / 2
+    part = (P / 64) * 4  # less than a sub-group
+    assert part < 4 * group
+    rounded = compute_checkpoint_bytes(SIZE, STATES) / 64 + 3 * (2**29 - part)
+    assert compute_copy_bytes(SIZE, STATES, hardware(64)) == pytest.approx(8 * rounded)
 
 
 def test_context_and_fragmentation_are_stated_assumptions():
