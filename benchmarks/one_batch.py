@@ -132,7 +132,7 @@ def measure_memory(step: TwoEngineStep, batches: list[MicroBatch]) -> dict[str, 
 def summarise(run: RunConfig, candidate: Candidate, step: TwoEngineStep, trained: dict[str, Any]) -> dict[str, Any]:
     """All figures but those of memory."""
     images = run.global_batch
-    flops = 3 * candidate.cost.forward_flops * run.accumulation_steps
+    flops = candidate.cost.model_flops * run.accumulation_steps
     on_gpu = step.engines.device.type == "cuda"
     return {
         "run": run.name,

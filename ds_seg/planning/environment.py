@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from prettytable import PrettyTable
 
+from ds_seg import distributed
 from ds_seg.engine.operator_builds import extensions_folder, find_build_locks, missing_build_tools
 
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
@@ -208,10 +209,16 @@ def check_shared_memory(folder: Path = SHARED_MEMORY) -> Check:
 
 
 def check_machine() -> Check:
-    """Cores and memory."""
+    """Cores and memory, and what of them a job may use."""
     import psutil
 
-    return Check("machine", f"{os.cpu_count()} cores, {psutil.virtual_memory().total / _GIB:.0f} GiB memory", OK)
+    from ds_seg.host_memory import measure_free_bytes
+
+    cores = f"{os.cpu_count()} cores ({distributed.usable_cores()} usable)"
+    memory = (
+        f"{psutil.virtual_memory().total / _GIB:.0f} GiB memory ({measure_free_bytes() / _GIB:.0f} free to this job)"
+    )
+    return Check("machine", f"{cores}, {memory}", OK)
 
 
 def check_work_dir(work_dir: Path) -> Check:
