@@ -1,4 +1,4 @@
 # Full fine-tuning of InternViT-300M-448px with the linear head on ADE20K. No published figure. Not run here.
-# Plan: 8 GPUs of 80 GiB, 5 GiB used on each, 0.28 hours (ds-seg plan; predicted).
+# Plan: 8 GPUs of 80 GiB, 6 GiB used on each, 2.2 hours (ds-seg plan; predicted).
 _base_ = ["../models/internvit300m_448.py", "../datasets/ade20k_504.py", "../schedules/published_80k.py"]
 load_from = "pretrained/InternViT-300M-448px"

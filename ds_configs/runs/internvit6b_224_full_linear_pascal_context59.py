@@ -1,6 +1,6 @@
 # Full fine-tuning of InternViT-6B-224px with the linear head on Pascal Context (59 classes). No published figure:
 # ADE20K's recipe at half its length. Not run here.
-# Plan: 8 GPUs of 80 GiB, 34 GiB used on each, 2.4 hours (ds-seg plan; predicted).
+# Plan: 8 GPUs of 80 GiB, 41 GiB used on each, 2.4 hours (ds-seg plan; predicted).
 _base_ = ["../models/internvit6b_224.py", "../datasets/pascal_context59_504.py", "../schedules/published_80k.py"]
 model = dict(decode_head=dict(num_classes=59))
 runner = dict(max_iters=40000)

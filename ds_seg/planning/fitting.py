@@ -23,7 +23,7 @@ from ds_seg.planning.model_size import measure_model
 from ds_seg.planning.search import wants_policy
 from ds_seg.planning.step_costs import simulate_costs
 
-_CPU: dict[str, float] = {"context_gib": 0.0}
+_CPU: dict[str, Any] = {"context_gib": 0.0, "launches_ahead": False, "peak_tflops": 0.2}
 
 
 def needs_fitting(run: RunConfig, device_type: str) -> bool:

@@ -7,6 +7,16 @@ from dataclasses import dataclass
 
 GIB = 2**30
 _GPUS_A_NODE = 8
+_EAGER_MS = {"none": 4.0, "selective": 6.5, "block": 6.0}
+_COMPILED_MS = 3.5
+
+
+def find_host_ms(policy: str, *, compiled: bool) -> float:
+    """Python's time for a block, forward and backward: ZeRO-3's hooks and launching kernels.
+
+    Measured on CPUs with blocks that take hardly any computation (docs/performance.md).
+    """
+    return _COMPILED_MS if compiled else _EAGER_MS[policy]
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,8 @@ class Hardware:
     """Over PCIe from host memory that is not page-locked."""
     host_gb_per_s: float = 100.0
     """Host memory of a node, as an optimizer on the CPU sees it."""
+    launches_ahead: bool = True
+    """Whether Python goes on while the device computes, as with GPUs."""
     storage_gb_per_s: float = 2.0
     """What all processes together write to the file system."""
     usable: float = 0.95
@@ -85,6 +97,9 @@ class Hardware:
             f"{self.usable:.0%} of a GPU's memory can be used; CUDA context, kernels and workspaces "
             f"{self.context_gib:g} GiB, a third more for collectives; fragmentation {self.fragmentation:.0%} of what a "
             "step allocates",
+            f"Python for a block and micro-batch, ZeRO-3's hooks and launching kernels: "
+            f"{', '.join(f'{policy} {ms:g} ms' for policy, ms in _EAGER_MS.items())}, compiled {_COMPILED_MS:g} ms; a "
+            "third where no gradient passes; behind computation as far as that lasts",
             f"host memory {host}; {self.process_gib:g} GiB a process, {self.worker_gib:g} GiB a data worker",
             f"checkpoints at {self.storage_gb_per_s:g} GB/s; evaluations are not counted",
         ]

@@ -38,9 +38,9 @@ def format_candidate(candidate: Candidate) -> str:
     moved = f" | gradients to the host {time.offload_s:.2f}" if time.offload_s else ""
     lines = [
         _format_memory(candidate),
-        f"step {total_s:.2f} s = computation {time.compute_s:.2f} | communication {time.communication_s:.2f}{moved} "
-        f"(overlapped) + optimizer {time.optimizer_s:.2f} + head's all-reduce {time.head_reduce_s:.2f}; "
-        f"{candidate.images_per_s:.1f} images/s, MFU {candidate.model_flops_utilisation:.0%}",
+        f"step {total_s:.2f} s = computation {time.compute_s:.2f} | communication {time.communication_s:.2f} | "
+        f"Python {time.host_s:.2f}{moved} (overlapped) + optimizer {time.optimizer_s:.2f} + head's all-reduce "
+        f"{time.head_reduce_s:.2f}; {candidate.images_per_s:.1f} images/s, MFU {candidate.model_flops_utilisation:.0%}",
         f"schedule: {batch.max_steps} steps of {batch.images} crops: {format_hours(candidate.hours)} hours, "
         f"{format_hours(candidate.hours * batch.gpus)} GPU-hours",
         f"communication a GPU a micro-batch: {traffic.total / 1e9:.1f} GB = gathered forward "
@@ -118,6 +118,7 @@ def to_dict(candidate: Candidate) -> dict[str, Any]:
         "compute_s": time.compute_s,
         "communication_s": time.communication_s,
         "offload_s": time.offload_s,
+        "host_s": time.host_s,
         "optimizer_s": time.optimizer_s,
         "head_reduce_s": time.head_reduce_s,
         "bound": time.bound,

@@ -95,6 +95,7 @@ def draw_scaling(rows: Sequence[ScalingRow], path: Path, title: str) -> None:
         rates.plot(gpus, [getattr(row, name).images_per_s for row in rows], "o-", label=label)
     rates.set(xlabel="GPUs", ylabel="images/s", xscale="log", yscale="log")
     times.plot(gpus, [row.kept.time.compute_s for row in rows], "o-", label="computation")
+    times.plot(gpus, [row.kept.time.host_s for row in rows], "o-", label="Python")
     lines = {"kept": ("o-", "communication"), "twice": ("o--", "communication, gathered twice")}
     for name, (style, label) in {**lines, "hpz": ("o--", "the same with hpZ")}.items():
         seconds = [getattr(row, name).time.communication_s for row in rows]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ds_seg.config import RunConfig
+from ds_seg.planning.hardware import find_host_ms
 from ds_seg.planning.simulation import (
     BackboneTraces,
     Parts,
@@ -32,6 +33,8 @@ class StepCost:
     backbone_flops: float
     """Forward, backward and what is computed again."""
     head_flops: float
+    host_ms_a_block: float
+    """Python's, forward and backward."""
 
     @property
     def model_flops(self) -> float:
@@ -49,6 +52,7 @@ class StepCosts:
     """Of `smallest_alone` images, and of one more; every further one adds the same."""
     smallest_alone: int
     """Images that a single process needs at once: 2 where a head normalises over one position."""
+    compiled: bool
 
     def of(self, policy: str, micro_batch: int) -> StepCost:
         """Cost of one micro-batch."""
@@ -60,6 +64,7 @@ class StepCosts:
             backbone.flops["forward"],
             backbone.flops["all"],
             heads.flops["all"],
+            find_host_ms(policy, compiled=self.compiled),
         )
 
 
@@ -95,4 +100,4 @@ def simulate_costs(
     except ValueError:  # BatchNorm over a single value
         heads, smallest_alone = [simulate_heads(run.model, replace(setting, micro_batch=2))], 2
     heads.append(simulate_heads(run.model, replace(setting, micro_batch=smallest_alone + 1)))
-    return StepCosts(backbone, (heads[0], heads[1]), smallest_alone)
+    return StepCosts(backbone, (heads[0], heads[1]), smallest_alone, run.compile)

@@ -18,12 +18,14 @@ _AVERAGE_TRAFFIC_BYTES = 12
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step; computation, communication and what is offloaded meanwhile overlap."""
+    """Seconds of one optimizer step; computation, communication, Python and what is offloaded meanwhile overlap."""
 
     compute_s: float
     communication_s: float
     offload_s: float
     """Gradients on their way between GPU and host memory, behind the computation."""
+    host_s: float
+    """Python: ZeRO-3's hooks and launching kernels."""
     optimizer_s: float
     head_reduce_s: float
 
@@ -34,7 +36,7 @@ class StepTime:
 
     @property
     def _overlapped_s(self) -> float:
-        return max(self.compute_s, self.communication_s, self.offload_s)
+        return max(self.compute_s, self.communication_s, self.offload_s, self.host_s)
 
     @property
     def bound(self) -> str:
@@ -43,6 +45,8 @@ class StepTime:
             return "the optimizer in host memory takes longer than the computation"
         if self.offload_s == self._overlapped_s:
             return f"PCIe: gradients move for {self.offload_s / self.compute_s:.1f} times as long as computation takes"
+        if self.host_s == self._overlapped_s:
+            return f"Python: hooks and launches take {self.host_s / self.compute_s:.1f} times as long as computation"
         if self.communication_s > self.compute_s:
             return f"communication: it takes {self.communication_s / self.compute_s:.1f} times as long as computation"
         return f"computation: communication takes {self.communication_s / self.compute_s:.0%} of its time"
@@ -61,15 +65,23 @@ def compute_step_time(
     products_s = cost.backbone_flops + 2 * cost.head_flops
     compute_s = products_s / (hardware.peak_tflops * 1e12 * hardware.utilisation)
     traffic = compute_traffic(size, states.zero, states.parameter_bytes, hardware, hpz=hpz)
+    host_s = _compute_host_s(size, cost)
     gradients_s = _compute_gradients_s(size, states, hardware, accumulation_steps)
     behind_s, alone_s = (gradients_s, 0.0) if states.pin_memory else (0.0, gradients_s)
     return StepTime(
-        accumulation_steps * compute_s,
+        accumulation_steps * (compute_s if hardware.launches_ahead else compute_s + host_s),
         accumulation_steps * traffic.seconds,
         behind_s,
+        accumulation_steps * host_s if hardware.launches_ahead else 0.0,
         _compute_optimizer_s(size, states, hardware) + alone_s,
         compute_head_traffic_s(size, hardware),
     )
+
+
+def _compute_host_s(size: ModelSize, cost: StepCost) -> float:
+    """Of one micro-batch; a forward pass alone takes a third."""
+    passes = 1.0 if size.used_again == size.backbone else 1 / 3
+    return passes * size.depth * cost.host_ms_a_block / 1e3
 
 
 def _compute_optimizer_s(size: ModelSize, states: States, hardware: Hardware) -> float:

@@ -29,7 +29,7 @@ ZERO = {
     "stage3_max_reuse_distance": 0,
 }
 STATES = States(bf16=True, offloaded=0.0, pin_memory=False, ema=False, zero=ZERO)
-COST = StepCost(Counter({"activations": 4e8, "logits and loss": 5e8}), 4e8, 16.34e12, 65.4e12, 4e9)
+COST = StepCost(Counter({"activations": 4e8, "logits and loss": 5e8}), 4e8, 16.34e12, 65.4e12, 4e9, 2.0)
 ON_GPU = ("parameters", "gradients", "master", "moments")
 
 
@@ -189,6 +189,17 @@ def test_a_checkpoint_has_weights_masters_and_moments():
     heads = 12 * SIZE.head + 4 * SIZE.head_buffers
     assert compute_checkpoint_bytes(SIZE, STATES) == 14 * P + heads
     assert compute_checkpoint_bytes(SIZE, replace(STATES, ema=True)) == 18 * P + heads + 4 * SIZE.head
+
+
+def test_python_takes_its_time_for_every_block_and_micro_batch():
+    time = compute_step_time(SIZE, COST, STATES, hardware(1), 16)
+    assert time.host_s == pytest.approx(16 * 48 * 2e-3) and time.total_s == time.compute_s + time.optimizer_s
+    frozen = replace(SIZE, used_again=10**8)
+    assert compute_step_time(frozen, COST, STATES, hardware(1), 16).host_s == pytest.approx(time.host_s / 3)
+    bound = compute_step_time(SIZE, replace(COST, backbone_flops=1e9), STATES, hardware(1), 16)
+    assert bound.total_s == pytest.approx(bound.host_s + bound.optimizer_s) and bound.bound.startswith("Python")
+    on_cpu = compute_step_time(SIZE, COST, STATES, hardware(1, launches_ahead=False), 16)
+    assert on_cpu.compute_s == pytest.approx(time.compute_s + time.host_s) and on_cpu.host_s == 0
 
 
 def test_a_copy_of_a_checkpoint_is_pinned_in_powers_of_two_where_its_original_is_on_a_gpu():
