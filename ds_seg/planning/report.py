@@ -25,9 +25,9 @@ def describe_model(planner: Planner) -> list[str]:
     return [
         f"{run.name}: backbone {size.backbone:,} parameters ({size.trainable:,} trainable) in "
         f"{'bf16' if run.bf16 else 'FP32'}, head {size.head:,} in FP32, crops of {height} x {width} px",
-        f"TFLOP an image, forward: {cost.forward_flops / 1e12:.2f} by torch's counter (with_fpn's layers included), "
-        f"{formula / 1e12:.2f} by formula; forward and backward {model_flops / 1e12:.1f}; heads both "
-        f"{cost.head_flops / 1e12:.2f}",
+        f"TFLOP an image, forward: {cost.forward_flops / 1e12:.4g} by torch's counter (with_fpn's layers included), "
+        f"{formula / 1e12:.4g} by formula; forward and backward {model_flops / 1e12:.3g}; heads both "
+        f"{cost.head_flops / 1e12:.2g}",
     ]
 
 
