@@ -1,4 +1,4 @@
-"""Run `pytest tests/parity` and write docs/fidelity.md from what it measured.
+"""Run the tests that compare with other implementations and write docs/fidelity.md from what they measured.
 
 Usage: python scripts/write_fidelity.py [ROWS]
 
@@ -23,7 +23,8 @@ PACKAGES = ("torch", "deepspeed", "mmcv-full", "mmsegmentation", "transformers")
 INTRODUCTION = """# Fidelity
 
 What the sharded trainer computes, beside plain PyTorch and beside independent implementations. This page is written by
-`scripts/write_fidelity.py` from the values that `pytest tests/parity` measured; each row is a test that passed.
+`scripts/write_fidelity.py` from the values that
+`pytest tests/parity tests/distributed/test_elastic_resume.py` measured; each row is a test that passed.
 {when}, {where}.
 
 The reference (`tests/parity/plain_trainer.py`, `plain_model.py`) is one process of plain PyTorch: its own vision
@@ -43,7 +44,7 @@ rate for each parameter. The engines train the same global batches on 1, 2 and 4
 
 def main() -> None:
     """Write the page and its picture."""
-    rows = read_or_measure("fidelity", "tests/parity")
+    rows = read_or_measure("fidelity", "tests/distributed/test_elastic_resume.py", "tests/parity")
     (curves,) = (row["curves"] for row in rows if row["kind"] == "curves")
     draw_curves(curves)
     parts = [INTRODUCTION.format(when=datetime.date.today().isoformat(), where=describe_place(PACKAGES))]
