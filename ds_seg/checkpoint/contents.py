@@ -59,11 +59,16 @@ def find_tensors(content: FileContent) -> list[torch.Tensor]:
     return list(finder.found.values())
 
 
-def count_bytes(content: FileContent) -> int:
-    """Bytes that the tensors in the content of a file take on the disk: each storage once, and whole."""
+def find_storages(content: FileContent) -> list[torch.UntypedStorage]:
+    """The memory that the tensors in the content of a file lie in: each storage once, and whole."""
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in find_tensors(content)}
+    return list(storages.values())
+
+
+def count_bytes(content: FileContent) -> int:
+    """Bytes that the content of a file takes on the disk."""
     text = len(content.encode()) if isinstance(content, str) else 0
-    return text + sum(storage.nbytes() for storage in storages.values())
+    return text + sum(storage.nbytes() for storage in find_storages(content))
 
 
 class _Capture(TorchCheckpointEngine):

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 
 from ds_seg import distributed
-from ds_seg.checkpoint.contents import find_tensors
+from ds_seg.checkpoint.contents import find_storages, find_tensors
 from ds_seg.checkpoint.write import FileContent
 from ds_seg.host_memory import measure_free_bytes
 
 
 def find_lack_of_memory(files: Mapping[str, FileContent]) -> str | None:
     """What keeps the hosts from holding copies of all their ranks' files, in words; a collective over all ranks."""
-    storages = {(s := tensor.untyped_storage())._cdata: s for file in files.values() for tensor in find_tensors(file)}
-    own = (platform.node(), sum(map(_count_copied_bytes, storages.values())), measure_free_bytes())
+    copied = sum(_count_copied_bytes(storage) for file in files.values() for storage in find_storages(file))
+    own = (platform.node(), copied, measure_free_bytes())
     needed: Counter[str] = Counter()
     free: dict[str, int] = {}
     for node, needed_bytes, free_bytes in distributed.gather_objects(own):
