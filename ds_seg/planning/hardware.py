@@ -97,7 +97,7 @@ class Hardware:
             f"{self.usable:.0%} of a GPU's memory can be used; CUDA context, kernels and workspaces "
             f"{self.context_gib:g} GiB, a third more for collectives; fragmentation {self.fragmentation:.0%} of what a "
             "step allocates",
-            f"Python for a block and micro-batch, ZeRO-3's hooks and launching kernels: "
+            "Python for a block and micro-batch, ZeRO-3's hooks and launching kernels, by checkpointing: "
             f"{', '.join(f'{policy} {ms:g} ms' for policy, ms in _EAGER_MS.items())}, compiled {_COMPILED_MS:g} ms; a "
             "third where no gradient passes; behind computation as far as that lasts",
             f"host memory {host}; {self.process_gib:g} GiB a process, {self.worker_gib:g} GiB a data worker",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ds_seg.checkpoint import checkpoint_bytes
 from ds_seg.planning.communication import count_live_parameters
 from ds_seg.planning.hardware import GIB, Hardware
 from ds_seg.planning.model_size import ModelSize
@@ -95,11 +96,17 @@ def compute_host_memory(size: ModelSize, states: States, hardware: Hardware, wor
 
 
 def compute_checkpoint_bytes(size: ModelSize, states: States) -> float:
-    """One checkpoint over all processes: weights, FP32 masters, moments, heads with theirs, averages."""
-    backbone = states.parameter_bytes * size.backbone + 12 * size.trainable
-    heads = 4 * (size.head + size.head_buffers) + 8 * size.head_trainable
-    averages = 4 * (size.trainable + size.head_trainable) if states.ema else 0
-    return float(backbone + heads + averages)
+    """One checkpoint over all processes."""
+    return float(
+        checkpoint_bytes(
+            trained=size.trainable,
+            frozen=size.backbone - size.trainable,
+            heads=size.head_trainable,
+            head_buffers=size.head_buffers + size.head - size.head_trainable,
+            frozen_dtype_bytes=states.parameter_bytes,
+            averaged=states.ema,
+        )
+    )
 
 
 def compute_copy_bytes(size: ModelSize, states: States, hardware: Hardware) -> float:

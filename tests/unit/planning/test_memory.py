@@ -187,8 +187,8 @@ def test_gpu_hours_of_the_published_schedule():
 
 def test_a_checkpoint_has_weights_masters_and_moments():
     heads = 12 * SIZE.head + 4 * SIZE.head_buffers
-    assert compute_checkpoint_bytes(SIZE, STATES) == 14 * P + heads
-    assert compute_checkpoint_bytes(SIZE, replace(STATES, ema=True)) == 18 * P + heads + 4 * SIZE.head
+    assert compute_checkpoint_bytes(SIZE, STATES) == 12 * P + heads
+    assert compute_checkpoint_bytes(SIZE, replace(STATES, ema=True)) == 16 * P + heads + 4 * SIZE.head
 
 
 def test_python_takes_its_time_for_every_block_and_micro_batch():
