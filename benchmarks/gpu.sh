@@ -145,7 +145,7 @@ part_setup() {
 }
 
 part_tests() {
-  local chosen=(-m gpu tests/gpu tests/e2e/test_demo.py) # all that use the fixture `device`
+  local chosen=(-m gpu tests/gpu tests/e2e/test_demo.py tests/e2e/test_compile.py) # all that use the fixture `device`
   [ "$DEVICE" = cuda ] || chosen=(-m "not gpu" tests/gpu)
   run tests env -u DS_ACCELERATOR -u OMP_NUM_THREADS "$PYTHON" -m pytest "${chosen[@]}" -v -rs -p no:cacheprovider \
     --junitxml "$work/tests.xml"

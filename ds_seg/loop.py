@@ -74,8 +74,7 @@ class TrainingLoop:
         self._data_wait = DataWait(
             run.log_interval_steps,
             workers=run.workers,
-            cores=distributed.usable_cores(),
-            processes=distributed.local_world_size(),
+            cores=distributed.cores_per_process(),
         )
         self._told_of_data_wait = False
 
@@ -239,7 +238,7 @@ class TrainingLoop:
 
 
 def memory_gib() -> float:
-    """Peak memory of this process so far: the GPU's where there is one, else the resident set."""
-    if torch.cuda.is_available():
+    """Peak memory of this process so far: the GPU's where it trains on one, else the resident set."""
+    if distributed.device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

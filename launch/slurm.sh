@@ -23,8 +23,8 @@ fi
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 code=0
-srun --kill-on-bad-exit=1 python -m ds_seg train "$@" --resume auto || code=$?
+# since Slurm 22.05 srun does not take --cpus-per-task from the job
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" python -m ds_seg train "$@" --resume auto || code=$?
 if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

@@ -15,7 +15,6 @@ if [ $# -eq 0 ]; then
   exit 2
 fi
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 launcher=(deepspeed --master_port "${MASTER_PORT:-29500}")
 if [ -n "${HOSTFILE:-}" ]; then

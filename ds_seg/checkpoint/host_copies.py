@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor, UntypedStorage, nn
 
 from ds_seg import distributed
@@ -55,8 +56,7 @@ class HostCopies:
         self._before, self._memory = self._memory, {}
         copied = {name: self._copy_file(name, content) for name, content in files.items()}
         self._before = {}  # what this call has no use for, such as a frozen backbone, which is written once
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        get_accelerator().synchronize()
         return copied
 
     def _copy_file(self, name: str, content: FileContent) -> FileContent:

@@ -21,8 +21,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="fine-tune a small InternViT on generated scenes, in minutes",
-        description="Generate a dataset, fine-tune a small InternViT in full under ZeRO-3 (two processes on CPUs, all "
-        "GPUs otherwise), evaluate it and draw its predictions.",
+        description="Generate a dataset, fine-tune a small InternViT in full under ZeRO-3 (on all GPUs, or two "
+        "processes on CPUs where there is none or DS_ACCELERATOR=cpu), evaluate it and draw its predictions.",
     )
     parser.add_argument("--work-dir", metavar="D", type=Path, default=Path("work_dirs/demo"))
     parser.set_defaults(run=run)
@@ -50,11 +50,10 @@ def run(args: argparse.Namespace) -> int:
 def _launcher() -> list[str]:
     import torch
 
-    processes = torch.cuda.device_count()
+    processes = torch.cuda.device_count() if os.environ.get("DS_ACCELERATOR") != "cpu" else 0
     if processes == 0:
         processes = CPU_PROCESSES
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("OMP_NUM_THREADS", "1" if not torch.cuda.is_available() else "4")
+        os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     beside_python = Path(sys.executable).with_name("deepspeed")
     deepspeed = str(beside_python) if beside_python.exists() else shutil.which("deepspeed") or "deepspeed"
     from ds_seg.distributed import free_port

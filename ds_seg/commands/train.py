@@ -199,6 +199,7 @@ def _describe_start(run: RunConfig, engines: Engines, state: TrainingState, trac
             f"momentum {run.ema.momentum:g}, interval {run.ema.interval_steps}, warm-up {run.ema.warm_up_steps} steps"
         )
     tracker.info(f"parameter groups:\n{format_groups(engines.param_groups)}")
+    _warn_of_idle_cores(engines, tracker)
     if run.compile:
         tracker.info("--compile: the first step takes a minute or so longer, and so does the first after a resume")
     if torch.are_deterministic_algorithms_enabled():
@@ -207,6 +208,17 @@ def _describe_start(run: RunConfig, engines: Engines, state: TrainingState, trac
         f"steps {state.step} to {run.schedule.max_steps}, global batch {run.global_batch} = {run.micro_batch} crops x "
         f"{run.accumulation_steps} micro-batches x {run.world_size} processes, seed {run.seed}; work dir {run.work_dir}"
     )
+
+
+def _warn_of_idle_cores(engines: Engines, tracker: Tracker) -> None:
+    import torch
+
+    threads, cores = torch.get_num_threads(), distributed.cores_per_process()
+    if engines.trainable_backbone and engines.backbone.zero_cpu_offload() and threads < cores:
+        tracker.warn(
+            f"the optimizer in host memory steps on {threads} of the {cores} cores that a process has: set "
+            f"OMP_NUM_THREADS={cores} (torchrun sets it to 1)"
+        )
 
 
 def _build_loader(

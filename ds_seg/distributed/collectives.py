@@ -21,17 +21,21 @@ def barrier() -> None:
 
 
 def reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """Sum over ranks, in place and in the tensor's own dtype; the same tensor is returned."""
+    """Sum over ranks in the tensor's own dtype, in host memory; `values` is overwritten.
+
+    With NCCL it is the copy to the host that waits for the other ranks. It is made here, where the watchdog knows a
+    wait for others from work of one's own.
+    """
     if world_size() > 1:
         dist.all_reduce(values, op=dist.ReduceOp.SUM)
-    return values
+    return values.cpu()
 
 
 def reduce_max(values: torch.Tensor) -> torch.Tensor:
-    """Element-wise maximum over ranks, in place; the same tensor is returned."""
+    """Element-wise maximum over ranks, in host memory as with `reduce_sum`; `values` is overwritten."""
     if world_size() > 1:
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return values
+    return values.cpu()
 
 
 def any_rank(flag: bool) -> bool:

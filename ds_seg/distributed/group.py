@@ -9,7 +9,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ds_seg.distributed import ending
-from ds_seg.distributed.world import backend, complete_environment, device, rank, world_size
+from ds_seg.distributed.world import (
+    backend,
+    complete_environment,
+    cores_per_process,
+    device,
+    local_rank,
+    rank,
+    world_size,
+)
+from ds_seg.errors import UserError
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -22,7 +31,7 @@ def initialize() -> None:
     """Join the process group, once; a process that nobody launched becomes a world of one.
 
     Raises:
-        UserError: the launcher's environment is incomplete.
+        UserError: the launcher's environment is incomplete, or it left no GPU for this process.
     """
     import torch
     import torch.distributed as dist
@@ -32,9 +41,9 @@ def initialize() -> None:
         return
     complete_environment()
     if device().type != "cpu":
-        torch.cuda.set_device(device())
-    elif "OMP_NUM_THREADS" not in os.environ:  # torch would give every process all cores
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size()))
+        _take_gpu()
+    if "OMP_NUM_THREADS" not in os.environ:  # torch would give every process all cores
+        torch.set_num_threads(cores_per_process())
     rendezvous = dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT)
     _store, _, _ = next(iter(rendezvous))
     dist.init_process_group(backend(), store=_store, rank=rank(), world_size=world_size(), timeout=COLLECTIVE_TIMEOUT)
@@ -65,6 +74,20 @@ def open_store() -> dist.Store | None:
     """A connection of its own to the rendezvous store, for a thread; None in a world of one."""
     assert _store is not None, "the process group was not joined"
     return _store.clone() if world_size() > 1 else None
+
+
+def _take_gpu() -> None:
+    """Let everything that names no device of its own use this process's GPU."""
+    import torch
+
+    visible = torch.cuda.device_count()
+    if local_rank() >= visible:
+        raise UserError(
+            f"Rank {rank()} is process {local_rank()} of its node (from 0) and sees {visible} GPUs there. Start no "
+            "more processes than GPUs, and let each see all GPUs of its node: srun without --gpus-per-task and "
+            "--gpu-bind, as launch/slurm.sh has it."
+        )
+    torch.cuda.set_device(device())
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0) if _in_srun_step() else 0))
 
 
-def local_world_size() -> int:
+def _local_world_size() -> int:
     """Number of processes of the run on this node, at least 1, as the launcher tells: torchrun, deepspeed or srun."""
     if world_size() == 1:
         return 1
@@ -65,6 +65,14 @@ def local_world_size() -> int:
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_per_process() -> int:
+    """Cores for each process of the run on this node, at least 1: srun gives them, other launchers let all share."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK")
+    if given and _in_srun_step() and not {"LOCAL_WORLD_SIZE", "LOCAL_SIZE"} & set(os.environ):
+        return max(1, min(usable_cores(), int(given)))
+    return max(1, usable_cores() // _local_world_size())
 
 
 def is_main() -> bool:

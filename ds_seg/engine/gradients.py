@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from deepspeed import DeepSpeedEngine
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import nn
 
@@ -72,6 +73,7 @@ def step_scaled(backbone: DeepSpeedEngine, norm: float, factor: float) -> None:
     optimizer.override_loss_scale(1.0 / factor)
     backbone.step()
     optimizer.override_loss_scale(1.0)
+    get_accelerator().synchronize()  # DeepSpeed gathers on streams of its own, which do not wait for new weights
 
 
 def skip_step(backbone: DeepSpeedEngine) -> None:

@@ -66,7 +66,7 @@ class ConfusionMatrix:
 
     def reduce(self, device: torch.device) -> None:
         """Sum over ranks, in int64. A collective: every rank calls it."""
-        self.counts_KK = distributed.reduce_sum(self.counts_KK.to(device)).cpu()
+        self.counts_KK = distributed.reduce_sum(self.counts_KK.to(device))
 
     @property
     def iou(self) -> list[float]:

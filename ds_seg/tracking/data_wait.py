@@ -18,12 +18,11 @@ class DataWait:
     Args:
         interval_steps: What the progress line tells is measured over so many steps, 10 at least.
         workers: Data loading processes of each training process.
-        cores: Of this machine.
-        processes: Training processes on it.
+        cores: For each training process.
     """
 
-    def __init__(self, interval_steps: int, *, workers: int, cores: int, processes: int) -> None:
-        self._workers, self._cores, self._processes = workers, cores, processes
+    def __init__(self, interval_steps: int, *, workers: int, cores: int) -> None:
+        self._workers, self._cores = workers, cores
         self._recent: deque[tuple[float, float]] = deque(maxlen=max(interval_steps, _FEWEST_STEPS))
         self._waited_s = self._total_s = 0.0
         self._starting = True
@@ -64,11 +63,11 @@ class DataWait:
 
     def explain(self) -> str:
         """For a warning: the same with all that can be done."""
-        here = f"{self._processes} training processes share the {self._cores} cores of this machine"
         return (
             f"{self.recent_share:.0%} of the last {len(self._recent)} steps' time went into waiting for data, with "
-            f"data.workers_per_gpu={self._workers}; {here}. {self._long_remedy()} `ds-seg doctor CONFIG --workers N` "
-            "measures the images/s that storage and decoding give to N processes."
+            f"data.workers_per_gpu={self._workers} (cores for each training process: {self._cores}). "
+            f"{self._long_remedy()} `ds-seg doctor CONFIG --workers N` measures the images/s that storage "
+            "and decoding give to N processes."
         )
 
     def _short_remedy(self, share: float) -> str:
@@ -86,6 +85,5 @@ class DataWait:
 
     def _workers_wanted(self, share: float) -> int:
         """So many that the data would come in time if each brings what one of today's does, as far as cores go."""
-        most = max(1, self._cores // self._processes)
         wanted = self._workers / (1 - share) if self._workers else share / (1 - share)
-        return min(most, max(math.ceil(wanted), self._workers + 1))
+        return min(self._cores, max(math.ceil(wanted), self._workers + 1))

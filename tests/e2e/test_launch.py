@@ -1,6 +1,7 @@
 """The launch scripts: what they start, and what they say when they can't."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -31,6 +32,24 @@ def test_usage_and_a_missing_hostfile_are_said_with_code_2(tmp_path):
     missing = launch("train.sh", "demo", HOSTFILE=str(tmp_path / "hosts"))
     assert missing.returncode == 2 and "hosts' does not exist" in missing.stderr
     assert launch("slurm.sh", SLURM_SUBMIT_DIR=str(ROOT)).returncode == 2
+
+
+def test_slurm_gives_each_task_its_cores_and_requeues_a_stopped_run(tmp_path):
+    """With stand-ins for Slurm's commands, which write down what they are called with."""
+    log = tmp_path / "log"
+    for name, answer in (("srun", "exit 75"), ("scontrol", 'if [ "$1" = show ]; then echo node7; echo node8; fi')):
+        script = tmp_path / name
+        script.write_text(f'#!/bin/bash\necho "{name} $* | ${{MASTER_ADDR:-}}:${{MASTER_PORT:-}}" >> {log}\n{answer}\n')
+        script.chmod(0o755)
+    (tmp_path / "folder").mkdir()  # without a .venv, whose own bin would come first
+    job = {"SLURM_SUBMIT_DIR": str(tmp_path / "folder"), "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "40021"}
+    env = {**job, "SLURM_CPUS_PER_TASK": "12", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = launch("slurm.sh", "demo", "--seed", "3", **env)
+    assert done.returncode == 75, done.stderr
+    shown, started, requeued = log.read_text().splitlines()
+    assert shown.startswith("scontrol show hostnames node[7-8]")
+    assert "--cpus-per-task=12 python -m ds_seg train demo --seed 3 --resume auto | node7:20021" in started
+    assert requeued.startswith("scontrol requeue 40021")
 
 
 def test_the_scripts_parse():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ds_seg import distributed
-from ds_seg.distributed import ending
+from ds_seg.distributed import ending, group, world
 from ds_seg.distributed.world import complete_environment
 from ds_seg.errors import ConfigError, UserError
 
@@ -87,10 +87,29 @@ def test_srun_is_translated(environment):
         ({}, 1),
     ],
 )
-def test_processes_on_this_node_are_as_many_as_the_launcher_tells(environment, told, count):
-    assert distributed.local_world_size() == 1
+def test_processes_of_a_node_share_its_cores(environment, monkeypatch, told, count):
+    monkeypatch.setattr(world, "usable_cores", lambda: 24)
+    assert distributed.cores_per_process() == 24
     environment.update({"WORLD_SIZE": "8", **told})
-    assert distributed.local_world_size() == count
+    assert distributed.cores_per_process() == 24 // count
+    environment.update({"SLURM_CPUS_PER_TASK": "24"})  # of a batch script's task, which started the launcher
+    assert distributed.cores_per_process() == 24 // count
+
+
+def test_srun_gives_each_process_cores_of_its_own(environment, monkeypatch):
+    environment |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "16"}
+    environment |= {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_CPUS_PER_TASK": "8"}
+    for usable in (8, 64):  # bound to them, or told of them
+        monkeypatch.setattr(world, "usable_cores", lambda usable=usable: usable)
+        assert distributed.cores_per_process() == 8
+    environment |= {"LOCAL_WORLD_SIZE": "4"}  # torchrun is the task, and its processes share
+    assert distributed.cores_per_process() == 16
+
+
+def test_more_processes_than_cores_have_one_each(environment, monkeypatch):
+    monkeypatch.setattr(world, "usable_cores", lambda: 2)
+    environment |= {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
+    assert distributed.cores_per_process() == 1
 
 
 def test_cores_are_those_that_may_be_used():
@@ -213,6 +232,33 @@ def test_initialize_and_shutdown_of_a_world_of_one_may_be_repeated(environment):
     (done,) = run_python(code, {})
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(("told", "threads"), [(None, 3), ("2", 2)])
+def test_a_process_computes_on_its_share_of_the_cores_unless_it_is_told(environment, told, threads):
+    code = f"""
+        import os
+        os.environ.pop("OMP_NUM_THREADS")
+        if {told}:
+            os.environ["OMP_NUM_THREADS"] = str({told})
+        import torch
+        from ds_seg import distributed
+        distributed.world.usable_cores = lambda: 3
+        distributed.initialize()
+        assert torch.get_num_threads() == {threads}, torch.get_num_threads()
+        distributed.shutdown()
+    """
+    (done,) = run_python(textwrap.dedent(code), {})
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("visible", [1, 2])
+def test_a_process_without_a_gpu_of_its_own_is_refused(environment, monkeypatch, visible):
+    environment |= {"RANK": "10", "LOCAL_RANK": "2", "WORLD_SIZE": "16", "MASTER_ADDR": "node0", "MASTER_PORT": "1"}
+    monkeypatch.setattr(group, "device", lambda: torch.device("cuda", 2))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    with pytest.raises(UserError, match=rf"Rank 10 is process 2 .* sees {visible} GPUs.*srun without --gpus-per-task"):
+        distributed.initialize()
 
 
 def test_deepspeeds_shared_memory_op_is_left_out():

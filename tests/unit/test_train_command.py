@@ -1,0 +1,25 @@
+"""What `ds-seg train` tells before its first step."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ds_seg import distributed
+from ds_seg.commands import train
+
+
+@pytest.mark.parametrize(
+    ("offloaded", "threads", "cores", "told"),
+    [(True, 1, 8, True), (True, 8, 8, False), (True, 2, 1, False), (False, 1, 8, False)],
+)
+def test_cores_that_an_offloaded_optimizer_leaves_idle_are_told_of(monkeypatch, offloaded, threads, cores, told):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(distributed, "cores_per_process", lambda: cores)
+    backbone = SimpleNamespace(zero_cpu_offload=lambda: offloaded)
+    warnings = []
+    train._warn_of_idle_cores(
+        SimpleNamespace(trainable_backbone=[torch.zeros(1)], backbone=backbone), SimpleNamespace(warn=warnings.append)
+    )
+    wanted = "steps on 1 of the 8 cores that a process has: set OMP_NUM_THREADS=8"
+    assert [wanted in warning for warning in warnings] == [True] * told
