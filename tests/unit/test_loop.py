@@ -280,7 +280,7 @@ def test_a_wait_for_data_is_noted_in_the_progress_and_explained_once(build):
     assert training.tracker.notes[:10] == [""] * 10
     assert all(re.match(r"data wait \d+%: ", note) for note in training.tracker.notes[10:])
     (warning,) = training.tracker.warnings
-    assert "with data.workers_per_gpu=2;" in warning
+    assert "with data.workers_per_gpu=2 (" in warning
     assert 0.5 < record.data_wait_share < 1
 
 
