@@ -174,8 +174,10 @@ class TrainingLoop:
         )
         if state.skipped_in_a_row >= self.run.max_skipped_steps:
             self._saver.wait()
-            complete = list_checkpoints(self.run.work_dir)
-            last = f"The last good checkpoint is {complete[-1]}" if complete else "No checkpoint was saved yet"
+            before = list_checkpoints(self.run.work_dir, state.step - state.skipped_in_a_row)
+            last = (
+                f"The last checkpoint before them is {before[-1]}" if before else "No checkpoint was saved before them"
+            )
             raise TrainingDiverged(
                 f"Loss or gradient was not finite in {state.skipped_in_a_row} steps in a row, the last at step "
                 f"{state.step}. {last}. Lower optimizer.lr, set optimizer_config.grad_clip.max_norm, look for damaged "
@@ -212,6 +214,8 @@ class TrainingLoop:
         result = self.evaluate(self.state.step)
         self.record.evaluation = result
         self.tracker.log_evaluation(self.state.step, result.metrics(), result.table())
+        if fault := result.describe_fault():
+            self.tracker.warn(fault)
         best = -1.0 if self.state.best_mIoU is None else self.state.best_mIoU
         improved = self.run.save_best and result.mIoU > best
         if improved:

@@ -82,9 +82,7 @@ def _go_back(loop: TrainingLoop, divergence: TrainingDiverged) -> TrainingState:
 
 def _list_good(run: RunConfig, step: int) -> list[Path]:
     """Checkpoints of a step or before it, oldest first, as rank 0 sees them."""
-    return distributed.broadcast_object(
-        [folder for folder in list_checkpoints(run.work_dir) if checkpoint_step(folder) <= step]
-    )
+    return distributed.broadcast_object(list_checkpoints(run.work_dir, step))
 
 
 def _describe(state: TrainingState, run: RunConfig) -> str:

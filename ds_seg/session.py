@@ -15,7 +15,8 @@ from ds_seg.config import RunConfig
 from ds_seg.config.deepspeed_json import offloaded_share
 from ds_seg.config.head_fields import predicting_head
 from ds_seg.data.build import build_dataset, leaf_datasets
-from ds_seg.data.lint import find_class_count_fault, validate_annotations
+from ds_seg.data.head_fit import find_misfits
+from ds_seg.data.lint import validate_annotations
 from ds_seg.data.loader import TestSample, build_test_items, load_ground_truth
 from ds_seg.engine.engines import Engines, build_modules
 from ds_seg.engine.operator_builds import expect_cpu_adam
@@ -23,6 +24,7 @@ from ds_seg.engine.precision import validate_precision
 from ds_seg.errors import ConfigError, DataError
 from ds_seg.evaluation.evaluate import EvaluationResult, InferenceOptions, evaluate_dataset
 from ds_seg.evaluation.lockstep import Prediction, predict_images
+from ds_seg.evaluation.windows import Grid
 from ds_seg.models.heads import SegmentationHeads
 from ds_seg.models.probe import probe_heads
 from ds_seg.models.weight_files import is_weight_path
@@ -39,7 +41,7 @@ def open_dataset(run: RunConfig, role: str) -> Any:
 
     Raises:
         DataError: folders, images or annotations are missing or damaged.
-        ConfigError: it has another number of classes than the head.
+        ConfigError: its classes, ignored id or padding do not fit the head.
     """
     head_field, head = predicting_head(run.model)
     num_classes = int(head["num_classes"])
@@ -48,9 +50,9 @@ def open_dataset(run: RunConfig, role: str) -> Any:
 
     def open_and_check() -> tuple[Any, list[str]]:
         dataset = build_dataset(run.data[role], role=role, tolerate_missing=most_bad > 0)
-        fault = find_class_count_fault(head_field, num_classes, f"data.{role}", dataset)
-        if fault:
-            raise ConfigError(fault)
+        misfits = find_misfits(head_field, head, f"data.{role}", dataset)
+        if misfits:
+            raise ConfigError("\n".join(misfits))
         if not run.check_data:
             return dataset, []
         return dataset, validate_annotations(
@@ -168,6 +170,21 @@ class Evaluator:
 
     def __init__(self, run: RunConfig, dataset: Any, *, window_batch: int | None = None) -> None:
         self.run, self.dataset, self.window_batch = run, dataset, window_batch
+
+    def try_first_images(self) -> None:
+        """Load each rank's first image and cut it into windows, as an evaluation will; a collective over all ranks.
+
+        Raises:
+            ConfigError: the pipeline makes no image of it, or model.test_cfg does not fit what it makes.
+            DataError: it can't be loaded.
+        """
+        distributed.agree(self._cut_first_image)
+
+    def _cut_first_image(self) -> None:
+        grid = Grid(self.run.model.test_cfg, self.run.patch_size)
+        for sample in build_test_items(self.dataset, _own_indices(self.dataset)[:1], num_workers=0):
+            for image_13HW, _ in sample.views:
+                grid.windows(*image_13HW.shape[-2:])
 
     def __call__(self, engines: Engines, on_prediction: OnPrediction | None = None) -> EvaluationResult:
         """Segment the whole dataset and compare it with its annotations; a collective over all ranks."""

@@ -17,8 +17,8 @@ import torch
 
 from ds_seg.config import RunConfig
 from ds_seg.config.head_fields import predicting_head
+from ds_seg.data.head_fit import find_misfits
 from ds_seg.data.images import ArrayPipeline, open_images
-from ds_seg.data.lint import find_class_count_fault
 from ds_seg.errors import ConfigError, WeightsError
 
 _KEY = "ds_seg"
@@ -82,10 +82,9 @@ def describe_model_of(run: RunConfig) -> ModelDescription:
     """
     dataset = open_images(run.data, [])
     section = run.data.get("test") or run.data.val
-    head_field, head = predicting_head(run.model)
-    fault = find_class_count_fault(head_field, int(head["num_classes"]), "data.test", dataset)
-    if fault:
-        raise ConfigError(fault)
+    misfits = find_misfits(*predicting_head(run.model), "data.test", dataset)
+    if misfits:
+        raise ConfigError("\n".join(misfits))
     ArrayPipeline(section["pipeline"])
     model = {key: value for key, value in run.model.items() if key != "train_cfg"}
     return ModelDescription(

@@ -58,12 +58,13 @@ def list_folders(work_dir: Path) -> list[Path]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def list_checkpoints(work_dir: Path) -> list[Path]:
-    """All complete checkpoints of a work dir, oldest step first.
+def list_checkpoints(work_dir: Path, last_step: int | None = None) -> list[Path]:
+    """All complete checkpoints of a work dir, or those up to a step, oldest step first.
 
     A folder gets its final name by a rename after everything in it is on the disk, so the name is enough.
     """
-    return [path for path in list_folders(work_dir) if (path / MANIFEST).is_file()]
+    complete = [path for path in list_folders(work_dir) if (path / MANIFEST).is_file()]
+    return [path for path in complete if last_step is None or checkpoint_step(path) <= last_step]
 
 
 def find_checkpoint(work_dir: Path, tag: str) -> Path:

@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     engines = build_engines(config, training=False, weights=str(weights), log=say)
     result = Evaluator(config, dataset, window_batch=args.window_batch)(engines)
     say(result.table())
+    if fault := result.describe_fault():
+        say(f"warning: {fault}")
     scores = {"checkpoint": str(weights), "images": result.images, **result.metrics()}
     if distributed.is_main() and args.out:
         write_json_atomic(args.out, scores)

@@ -129,6 +129,8 @@ def train(run: RunConfig) -> None:
     resume_collector()
     enter_phase("opening the datasets")
     train_set, val_set = open_dataset(run, "train"), open_dataset(run, "val")
+    evaluator = Evaluator(run, val_set)
+    evaluator.try_first_images()
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_work_dir(run.work_dir))
         resume_from = open_work_dir(run)
@@ -143,7 +145,7 @@ def train(run: RunConfig) -> None:
             set_newer_checkpoints_aside(run.work_dir, resume_from)
         state.note_train_images(len(train_set))
         _describe_start(run, engines, state, tracker, random=weights is None and resume_from is None)
-        evaluate = PredictingEvaluator(Evaluator(run, val_set), engines, tracker, ema)
+        evaluate = PredictingEvaluator(evaluator, engines, tracker, ema)
         loop = TrainingLoop(run, engines, state, tracker, evaluate, ema, resumed_from=resume_from)
         record = train_with_rollbacks(loop, lambda state: _build_loader(run, train_set, state, engines, ema))
         enter_phase("writing the summary and the report", patience=SLOW)

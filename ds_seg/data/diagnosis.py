@@ -14,8 +14,9 @@ from prettytable import PrettyTable
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg.config.head_fields import auxiliary_head_fields, classifying_head, decode_head_fields
 from ds_seg.data.build import leaf_datasets
+from ds_seg.data.head_fit import find_misfits
 from ds_seg.data.label_rules import LabelRule, find_rule_mistakes
-from ds_seg.data.lint import explain_ids, find_class_count_fault, find_cures
+from ds_seg.data.lint import explain_ids, find_cures
 from ds_seg.data.pairing import Unpaired, find_unpaired
 from ds_seg.data.survey import SplitSurvey, Survey
 
@@ -193,12 +194,7 @@ def _head_findings(model: Mapping[str, Any], datasets: Mapping[str, Any]) -> Ite
     heads = [classifying_head(*head) for head in decode_head_fields(model) + auxiliary_head_fields(model)]
     for field, dataset in datasets.items():
         for head_field, head in heads:
-            fault = find_class_count_fault(head_field, int(head.get("num_classes", 0)), field, dataset)
-            if fault:
-                yield Finding("classes", True, field, None, fault)
-            ignored = head.get("ignore_index", 255)
-            if any(leaf.ignore_index != ignored for leaf in leaf_datasets(dataset)):
-                message = f"{head_field}.ignore_index is {ignored}, but {field} has another one. Give both the same."
+            for message in find_misfits(head_field, head, field, dataset):
                 yield Finding("classes", True, field, None, message)
 
 

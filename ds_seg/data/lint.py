@@ -90,18 +90,6 @@ def find_pair_faults(leaf: CustomDataset, index: int, num_classes: int) -> list[
     return [fault.message for fault in report.faults]
 
 
-def find_class_count_fault(head_field: str, num_classes: int, field: str, dataset: Any) -> str | None:
-    """What is wrong if a head and a dataset have different numbers of classes."""
-    names = dataset.CLASSES
-    if len(names) == num_classes:
-        return None
-    return (
-        f"{head_field}.num_classes is {num_classes}, but {field} ({type(dataset).__name__}) has {len(names)} classes: "
-        f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}. Make them equal: set "
-        f"{head_field}.num_classes={len(names)}, or correct {field}.classes."
-    )
-
-
 def describe_pairs(dataset: Any, num_classes: int) -> list[PairFiles]:
     """The files of every sample, once each where a wrapper repeats them.
 

@@ -42,11 +42,13 @@ class EvaluationResult:
         confusion: Over all images of all ranks.
         class_names: In the order of the class ids.
         images: Number of images counted.
+        images_not_finite: Of them, those for which the network's scores are no numbers.
     """
 
     confusion: ConfusionMatrix
     class_names: tuple[str, ...]
     images: int
+    images_not_finite: int = 0
 
     @property
     def mIoU(self) -> float:
@@ -82,6 +84,15 @@ class EvaluationResult:
         summary = PrettyTable(["images", "mIoU", "mAcc", "aAcc"], align="r")
         summary.add_row([self.images, _percent(self.mIoU), _percent(self.mAcc), _percent(self.aAcc)])
         return f"{classes}\n{summary}"
+
+    def describe_fault(self) -> str | None:
+        """Why the scores mean nothing, in words; None where they do."""
+        if not self.images_not_finite:
+            return None
+        return (
+            f"the network's scores are not finite for {self.images_not_finite} of {self.images} images, and the mIoU "
+            "means nothing: its weights have diverged"
+        )
 
     def metrics(self) -> dict[str, float | None]:
         """`eval/mIoU`, `eval/mAcc`, `eval/aAcc` and `eval/IoU/<class>`, 0..1; None for NaN, so that it is JSON."""
@@ -124,18 +135,21 @@ def evaluate_dataset(
     """
     confusion = ConfusionMatrix(num_classes)
     seen: list[int] = []
+    not_finite = 0
     for prediction in predict_images(samples, encode_decode, **inference):
         label_HW = load_label(prediction.index)
         source = str(prediction.meta.get("ori_filename") or prediction.meta.get("filename") or "")
         confusion.update(prediction.labels_HW, label_HW, ignore_index, source)
         seen.append(prediction.index)
+        not_finite += not prediction.finite
         if on_prediction is not None:
             on_prediction(prediction, label_HW)
     confusion.reduce(inference["device"])
-    _validate_coverage([index for indices in distributed.gather_objects(seen) for index in indices], len(dataset))
+    of_ranks = distributed.gather_objects((seen, not_finite))
+    _validate_coverage([index for indices, _ in of_ranks for index in indices], len(dataset))
     names = tuple(class_names)
     assert len(names) == num_classes, f"{len(names)} class names for {num_classes} classes"
-    return EvaluationResult(confusion, names, len(dataset))
+    return EvaluationResult(confusion, names, len(dataset), sum(count for _, count in of_ranks))
 
 
 def _validate_coverage(indices: list[int], images: int) -> None:

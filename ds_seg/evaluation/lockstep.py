@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ds_seg import distributed
 from ds_seg.errors import ConfigError
-from ds_seg.evaluation.windows import Window, compute_windows
+from ds_seg.evaluation.windows import Grid, Window
 from ds_seg.supervision import stop
 from ds_seg.supervision.progress import enter_phase
 
@@ -51,42 +51,29 @@ class Prediction:
         labels_HW: Class ids, uint8, or int64 beyond 256 classes.
         meta: MMSeg meta of the first view.
         scores_KHW: Probability of each class, float32, where it was asked for; with K = 1 that of class 1.
+        finite: Whether the network's scores are numbers: where they are not, neither are the labels.
     """
 
     index: int
     labels_HW: np.ndarray
     meta: Mapping[str, Any]
     scores_KHW: np.ndarray | None = None
+    finite: bool = True
 
 
 @dataclass(frozen=True)
 class _Settings:
-    test_cfg: Mapping[str, Any]
+    grid: Grid
     out_channels: int
     align_corners: bool
     window_batch: int
     device: torch.device
-    patch_size: int | None
     threshold: float
     keep_scores: bool
 
     def __post_init__(self) -> None:
-        mode = self.test_cfg.get("mode")
-        missing = {"crop_size", "stride"} - set(self.test_cfg) if mode == "slide" else set()
-        if mode not in ("slide", "whole") or missing:
-            raise ConfigError(
-                f"model.test_cfg is {dict(self.test_cfg)}; wanted dict(mode='whole') or "
-                "dict(mode='slide', crop_size=(504, 504), stride=(322, 322))."
-            )
         if self.window_batch < 1:
             raise ConfigError(f"The window batch is {self.window_batch}; it must be at least 1.")
-
-    def windows(self, height: int, width: int) -> list[Window]:
-        whole = (height, width)
-        slide = self.test_cfg["mode"] == "slide"
-        crop = tuple(self.test_cfg["crop_size"]) if slide else whole
-        stride = tuple(self.test_cfg["stride"]) if slide else whole
-        return compute_windows(height, width, crop, stride, self.patch_size)
 
 
 @dataclass
@@ -151,7 +138,8 @@ class _Image:
             labels_HW = scores_1KHW.argmax(dim=1)[0]
         dtype = torch.uint8 if settings.out_channels <= 256 else torch.int64
         scores_KHW = scores_1KHW[0].cpu().numpy() if settings.keep_scores else None
-        return Prediction(self.index, labels_HW.to("cpu", dtype).numpy(), self.meta, scores_KHW)
+        finite = bool(scores_1KHW.sum().isfinite())
+        return Prediction(self.index, labels_HW.to("cpu", dtype).numpy(), self.meta, scores_KHW, finite)
 
 
 class _Job(NamedTuple):
@@ -227,9 +215,8 @@ def predict_images(
         dinov3/eval/segmentation/inference.py, which pads to the largest count of one image; here the
         windows of all images form one stream. Scores as in open-mmlab/mmsegmentation v0.30.0 EncoderDecoder.
     """
-    settings = _Settings(
-        test_cfg, out_channels, align_corners, window_batch, device, patch_size, threshold, keep_scores
-    )
+    grid = Grid(test_cfg, patch_size)
+    settings = _Settings(grid, out_channels, align_corners, window_batch, device, threshold, keep_scores)
     queue = _Queue(_iterate_jobs(stop.Leavable(samples), settings), window_batch)
     done = 0
     for tick in count(1):
@@ -262,7 +249,7 @@ def _iterate_jobs(samples: Iterable[Sample], settings: _Settings) -> Iterator[_J
         image = _Image(sample.index, views[0][1], len(views), len(views))
         for image_13HW, meta in views:
             height, width = image_13HW.shape[-2:]
-            windows = settings.windows(height, width)
+            windows = settings.grid.windows(height, width)
             view = _View(meta, (height, width), len(windows))
             for window in windows:
                 yield _Job(image, view, window, image_13HW[0, :, window.y1 : window.y2, window.x1 : window.x2])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from ds_seg.errors import ConfigError
+
+_SIZES = ("crop_size", "stride")
 
 
 class Window(NamedTuple):
@@ -19,6 +23,43 @@ class Window(NamedTuple):
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.y2 - self.y1, self.x2 - self.x1
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How views are cut into windows.
+
+    Args:
+        test_cfg: dict(mode='slide', crop_size=(h, w), stride=(h, w)) or dict(mode='whole'), pixels.
+        patch_size: Side of a transformer patch, pixels; every window must be a multiple of it. None: any size.
+
+    Raises:
+        ConfigError: test_cfg can't be used.
+    """
+
+    test_cfg: Mapping[str, Any]
+    patch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        mode = self.test_cfg.get("mode")
+        if mode == "whole" or (mode == "slide" and all(_is_pair(self.test_cfg.get(key)) for key in _SIZES)):
+            return
+        raise ConfigError(
+            f"model.test_cfg is {dict(self.test_cfg)}; wanted dict(mode='whole') or "
+            "dict(mode='slide', crop_size=(504, 504), stride=(322, 322))."
+        )
+
+    def windows(self, height: int, width: int) -> list[Window]:
+        """Cover a view of this size, pixels.
+
+        Raises:
+            ConfigError: crop and stride can't cover it, or a window is no multiple of the patch.
+        """
+        whole = (height, width)
+        crop, stride = (
+            [tuple(self.test_cfg[key]) for key in _SIZES] if self.test_cfg["mode"] == "slide" else (whole, whole)
+        )
+        return compute_windows(height, width, crop, stride, self.patch_size)
 
 
 def compute_windows(
@@ -59,6 +100,10 @@ def _compute_spans(length: int, crop: int, stride: int) -> list[tuple[int, int]]
     count = max(length - crop + stride - 1, 0) // stride + 1
     ends = [min(i * stride + crop, length) for i in range(count)]
     return [(max(end - crop, 0), end) for end in ends]
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(side, int) for side in value)
 
 
 def _validate_grid(crop: tuple[int, int], stride: tuple[int, int]) -> None:

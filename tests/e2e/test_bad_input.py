@@ -89,6 +89,22 @@ def test_mistakes_in_data_and_config(cli, own_scenes, tiny_config, tmp_path, dam
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+ODD_SIZE = """
+_base_ = {base!r}
+steps = [dict(type='Resize', keep_ratio=False), dict(type='ImageToTensor', keys=['img'])]
+collect = dict(type='Collect', keys=['img'])
+views = dict(type='MultiScaleFlipAug', img_scale=(60, 60), flip=False, transforms=[*steps, collect])
+data = dict(val=dict(pipeline=[dict(type='LoadImageFromFile'), views]))
+"""
+
+
+def test_what_an_evaluation_can_not_use_is_found_before_the_first_step(cli, tiny_config, tmp_path):
+    odd = tmp_path / "odd.py"
+    odd.write_text(ODD_SIZE.format(base=str(tiny_config)))
+    assert_refused(cli("train", odd, "--work-dir", tmp_path / "run"), "a window of 60x60 px", "ResizeToMultiple")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_mistake_is_said_once_by_two_processes(cli, own_scenes, tiny_config, tmp_path):
     write_wrong_id(own_scenes)
     assert_refused(cli("train", tiny_config, processes=2), "scene_00003.png")

@@ -94,7 +94,9 @@ def build(tmp_path, monkeypatch):
 
         def evaluate(_step):
             score = next(remaining)
-            return SimpleNamespace(mIoU=score, metrics=lambda: {"eval/mIoU": score}, table=lambda: "table")
+            result = SimpleNamespace(mIoU=score, metrics=lambda: {"eval/mIoU": score}, table=lambda: "table")
+            result.describe_fault = lambda: None if score else "the network's scores are not finite"
+            return result
 
         monkeypatch.setattr(loop, "TwoEngineStep", FakeStep)
         monkeypatch.setattr(FakeStep, "skip", skip)
@@ -160,6 +162,13 @@ def test_without_save_best_no_score_is_remembered(build):
     assert [(state.step, state.best_mIoU, state.best_checkpoint) for state in training.saved] == [(10, None, None)]
 
 
+def test_an_evaluation_of_what_is_no_number_is_warned_of(build):
+    for score, warnings in ((0.5, []), (0.0, ["the network's scores are not finite"])):
+        training = build(scores=[score])
+        training(range(100))
+        assert training.tracker.warnings == warnings
+
+
 def test_skipped_steps_are_counted_and_reported_and_do_not_move_the_schedule(build):
     training = build(skip=(1, 2, 4, 6, 7), scores=[0.5])
     training(range(100))
@@ -173,7 +182,7 @@ def test_skipped_steps_are_counted_and_reported_and_do_not_move_the_schedule(bui
 def test_too_many_skips_in_a_row_end_the_run_and_name_the_step_and_the_last_checkpoint(build):
     training = build(skip=(3, 5, 6, 7), checkpoint_interval_steps=2)
     text = (
-        r"not finite in 3 steps in a row, the last at step 8\. The last good checkpoint is .*/step_000006\. "
+        r"not finite in 3 steps in a row, the last at step 8\. The last checkpoint before them is .*/step_000004\. "
         r"Lower optimizer\.lr, set optimizer_config\.grad_clip\.max_norm, look for damaged images.*"
         r"let --on-divergence rollback"
     )
@@ -183,7 +192,7 @@ def test_too_many_skips_in_a_row_end_the_run_and_name_the_step_and_the_last_chec
 
 
 def test_too_many_skips_before_the_first_checkpoint_say_so(build):
-    with pytest.raises(TrainingDiverged, match=r"the last at step 3\. No checkpoint was saved yet\."):
+    with pytest.raises(TrainingDiverged, match=r"the last at step 3\. No checkpoint was saved before them\."):
         build(skip=range(10))(range(100))
 
 
@@ -223,7 +232,7 @@ def test_a_save_in_the_background_is_looked_at_after_every_step_and_waited_for_a
 
 def test_a_run_that_diverges_completes_its_last_save_first(build):
     training = build(skip=(3, 4), checkpoint_interval_steps=3, max_skipped_steps=2)
-    with pytest.raises(TrainingDiverged, match=r"The last good checkpoint is .*/step_000003\."):
+    with pytest.raises(TrainingDiverged, match=r"The last checkpoint before them is .*/step_000003\."):
         training(range(100))
     assert training.events == ["poll", "poll", "poll", "save", "poll", "wait"]
 

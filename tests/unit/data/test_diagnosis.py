@@ -172,7 +172,7 @@ def test_heads_that_do_not_fit(make_cfg: MakeCfg) -> None:
     found = findings_of(examine(model, train=make_cfg()), "classes")
     assert "model.decode_head.num_classes is 12, but data.train (CamVidDataset) has 11 classes" in found[0]
     assert "set model.decode_head.num_classes=11, or correct data.train.classes" in found[0]
-    assert found[1] == "model.auxiliary_head.ignore_index is 0, but data.train has another one. Give both the same."
+    assert found[1] == "model.auxiliary_head.ignore_index is 0, but that of data.train is 255. Give both the same."
 
 
 def test_a_worker_that_is_killed_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

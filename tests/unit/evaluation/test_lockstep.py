@@ -212,7 +212,16 @@ def test_a_batch_takes_windows_of_the_next_image_only_if_they_have_its_size(fold
     assert done == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("test_cfg", [{"mode": "slid"}, {"mode": "slide", "crop_size": (4, 4)}, {}])
+@pytest.mark.parametrize(
+    "test_cfg",
+    [
+        {"mode": "slid"},
+        {"mode": "slide", "crop_size": (4, 4)},
+        {"mode": "slide", "crop_size": (4, 4), "stride": 4},
+        {"mode": "slide", "crop_size": (4, 4, 4), "stride": (4, 4)},
+        {},
+    ],
+)
 def test_an_unusable_test_cfg_is_refused(test_cfg):
     with pytest.raises(ConfigError, match=r"model\.test_cfg is .*wanted dict\(mode='whole'\) or dict\(mode='slide'"):
         next(predict_images([], torch.nn.Identity(), **predict_options(test_cfg=test_cfg)))
@@ -228,6 +237,16 @@ def test_logits_of_another_shape_are_our_own_fault():
     sample = SimpleNamespace(index=0, views=[(torch.zeros(1, 3, 8, 8), meta)])
     with pytest.raises(AssertionError, match=r"encode_decode returned \(1, 3, 8, 8\), wanted \(1, 5, 8, 8\)"):
         list(predict_images([sample], torch.nn.Identity(), **predict_options()))
+
+
+def test_images_whose_scores_are_no_numbers_are_counted():
+    meta = {"img_shape": (8, 8, 3), "ori_shape": (8, 8, 3)}
+    images = [torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), torch.nan)]
+    samples = [SimpleNamespace(index=i, views=[(image, meta)]) for i, image in enumerate(images)]
+    result = run_evaluation(samples, lambda _: np.zeros((8, 8), np.uint8))
+    assert result.images_not_finite == 1 and "not finite for 1 of 2 images" in result.describe_fault()
+    fine = [SimpleNamespace(index=i, views=[(images[0], meta)]) for i in range(2)]
+    assert run_evaluation(fine, lambda _: np.zeros((8, 8), np.uint8)).describe_fault() is None
 
 
 @pytest.mark.parametrize(("indices", "message"), [([0], r"missing indices \[1\]"), ([0, 1, 1], r"repeated \[1\]")])
