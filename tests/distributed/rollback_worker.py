@@ -75,7 +75,9 @@ def train(
         run.work_dir, is_main=distributed.is_main(), total_steps=STEPS, log_interval=1, resume_step=state.step,
         wandb_settings=WandbSettings(enabled=False), run_config={}, class_names=(), palette=(),
     )  # fmt: skip
-    result = SimpleNamespace(mIoU=0.5, metrics=lambda: {"eval/mIoU": 0.5}, table=lambda: "")
+    result = SimpleNamespace(
+        mIoU=0.5, metrics=lambda: {"eval/mIoU": 0.5}, table=lambda: "", describe_fault=lambda: None
+    )
     loop = TrainingLoop(run, engines, state, tracker, lambda _step: result, ema)
 
     def follow(state: TrainingState) -> Iterator[MicroBatch]:
