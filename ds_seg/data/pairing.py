@@ -91,6 +91,9 @@ def _hint(absent: list[str], suffix: str, present: set[str], field: str) -> str:
     stem = os.path.normpath(absent[0].removesuffix(suffix))
     if stem in present:
         return f"{stem} is there: lines of a split file are names without their suffix. Remove it from each line."
+    first, *others = stem.split()
+    if others and {first, first + suffix} & present:
+        return f"'{stem}' is more than a name: each line of a split file is one name without suffix. Remove the rest."
     others = [name.removeprefix(stem) for name in present if name.startswith(stem)]
     others = sorted((other for other in others if not other[0].isalnum()), key=lambda other: (len(other), other))
     if not others:

@@ -136,6 +136,11 @@ def test_classes_must_be_named(make_cfg: MakeCfg) -> None:
         build_dataset(cfg, role="train")
 
 
+def test_classes_of_one_name_are_refused(make_cfg: MakeCfg) -> None:
+    with pytest.raises(ConfigError, match=r"data\.train\.classes names 'a', 'c' more than once, and scores go by name"):
+        build_dataset(make_cfg(type="FoldersDataset", classes=list("acba" + "c")), role="train")
+
+
 def test_some_of_a_datasets_classes(make_cfg: MakeCfg, folder: Path) -> None:
     dataset = build_dataset(make_cfg(classes=["road", "sky"]), role="train")
     label = np.arange(44 * 60, dtype=np.uint8).reshape(44, 60) % 12

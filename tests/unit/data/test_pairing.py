@@ -67,6 +67,14 @@ def test_the_suffix_of_listed_images_is_found(custom: MakeCfg, folder: Path) -> 
     assert found.image_hint.startswith("street_0.jpg is there: lines of a split file are names without their suffix.")
 
 
+@pytest.mark.parametrize("line", ["street_0.jpg street_0.png", "street_0 1"])
+def test_lines_of_several_columns_are_explained(custom: MakeCfg, folder: Path, line: str) -> None:
+    (folder / "train.txt").write_text(f"{line}\n")
+    hint = f"'{line}' is more than a name: each line of a split file is one name without suffix. Remove the rest."
+    found = unpaired_of(custom(split="train.txt"))
+    assert (found.image_hint, found.annotation_hint) == (hint, hint if "png" not in line else "")
+
+
 def test_images_and_masks_in_one_folder(custom: MakeCfg, folder: Path) -> None:
     for path in (folder / "annotations/train").iterdir():
         path.rename(folder / "images/train" / path.name)
