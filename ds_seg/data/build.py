@@ -16,6 +16,7 @@ import ds_seg.data.demo_dataset
 import ds_seg.data.folders
 import ds_seg.data.transforms  # noqa: F401
 from ds_seg.data.image_lists import find_encoding_fault, list_images
+from ds_seg.data.pair_files import accept_large_images
 from ds_seg.data.pairing import count_suffixes, find_unpaired
 from ds_seg.errors import ConfigError, DataError
 from ds_seg.openmmlab import mend_label_map
@@ -44,6 +45,7 @@ def build_dataset(cfg: dict[str, Any], *, role: str, tolerate_missing: bool = Fa
             one way by the pipeline and another way by the dataset; all faults in one message.
         DataError: a folder or split file is missing, no image is found, or an image has no annotation.
     """
+    accept_large_images()
     field = f"data.{role}"
     parts = list(_parts(cfg, field))
     _raise_all(ConfigError, [fault for name, part in parts for fault in _type_faults(part, name)])

@@ -21,18 +21,20 @@ from ds_seg.data.survey import SplitSurvey, Survey
 
 _NAMED_AT_MOST = 5
 _TRAIN = "data.train"
+_NO_PIXEL_TO_SCORE = "its IoU is 0, and counts in mIoU, where it is predicted for any pixel; else mIoU leaves it out"
 _HEADLINES = {
     "labels": "the ids mean something else than the config says",
     "classes": "classes and head don't fit",
     "unpaired": "images or annotations lack each other",
     "unreadable": "files can't be read",
     "damaged": "files are damaged",
+    "thin": "images have a side of 1 px",
     "size": "annotations have another size than their image",
     "colours": "annotations hold colours in place of ids",
     "format": "annotations are of a format that can't hold ids",
     "ids": "annotations hold ids outside the classes",
     "duplicate": "images are in two splits, so that scores on one are not on unseen images",
-    "repeated": "images occur twice in a split",
+    "repeated": "images occur more than once in a split",
     "unread": "images are left out because of their suffix",
     "absent class": "classes never occur",
     "ignored": "annotations are ignored wholly",
@@ -144,6 +146,7 @@ def diagnose(survey: Survey, datasets: Mapping[str, Any], model: Mapping[str, An
         *pairing,
         *(finding for split in survey.splits for finding in _file_findings(split) if finding.path not in known),
         *_duplicate_findings(survey),
+        *(finding for field, dataset in datasets.items() for finding in _repeat_findings(field, dataset)),
         *(finding for split in survey.splits for finding in _class_findings(split)),
     )
     read = {pair: report for split in survey.splits for pair, report in zip(split.pairs, split.reports, strict=True)}
@@ -244,10 +247,18 @@ def _duplicate_findings(survey: Survey) -> Iterator[Finding]:
                 yield Finding("duplicate", field == _TRAIN, split.field, pair.image_path, message)
 
 
+def _repeat_findings(field: str, dataset: Any) -> Iterator[Finding]:
+    for leaf in leaf_datasets(dataset):
+        for name, count in Counter(info["filename"] for info in leaf.img_infos).items():
+            if count > 1:
+                path = str(Path(leaf.img_dir, name))
+                yield Finding("repeated", False, field, path, f"{path} is listed {count} times in {leaf.split}")
+
+
 def _class_findings(split: SplitSurvey) -> Iterator[Finding]:
     if not split.annotated:
         return
     for name, pixels in zip(split.class_names, split.class_pixels, strict=True):
         if not pixels:
-            effect = "it can't be learned" if split.field == _TRAIN else "it has no IoU and mIoU leaves it out"
+            effect = "it can't be learned" if split.field == _TRAIN else _NO_PIXEL_TO_SCORE
             yield Finding("absent class", False, split.field, None, f"'{name}' has no pixel: {effect}")

@@ -22,12 +22,13 @@ from mmseg.datasets.pipelines import LoadAnnotations  # isort: skip
 
 _NAMED_AT_MOST = 5
 _BROKEN_FILES = "Replace the files that can't be used, or leave their images out with a split file."
-_REPLACEABLE = {"unreadable", "damaged"}
+_REPLACEABLE = {"unreadable", "damaged", "thin"}
 """Kinds of faults that keep a sample from loading; the others would load, and train on something wrong."""
 _CURES = {
     "unpaired": "Add the files that are missing, or remove their counterparts (or leave them out with a split file).",
     "unreadable": _BROKEN_FILES,
     "damaged": _BROKEN_FILES,
+    "thin": "Leave images with a side of 1 px out with a split file.",
     "size": "An annotation must have as many pixels as its image: make it anew in the image's size.",
     "colours": "Turn masks in colour into ids as docs/own-data.md, 'Masks in colour', shows.",
     "duplicate": "Remove the images from one of the two splits.",
@@ -75,18 +76,19 @@ def validate_annotations(
     )
 
 
-def find_pair_faults(leaf: CustomDataset, index: int, num_classes: int) -> list[str]:
+def find_pair_faults(leaf: CustomDataset, index: int, num_classes: int, *, decode_image: bool = False) -> list[str]:
     """What is wrong with one image and its annotation.
 
     Args:
         leaf: The dataset that reads the files.
         index: Of the sample in `leaf`.
         num_classes: Number of classes after label 0 is reduced.
+        decode_image: Whether to decode the image too.
 
     Returns:
         One sentence a fault, each with the path; empty if the pair can be used.
     """
-    report = inspect_pair(_describe_pair(leaf, index, label_rule(leaf, num_classes)), decode_image=False)
+    report = inspect_pair(_describe_pair(leaf, index, label_rule(leaf, num_classes)), decode_image=decode_image)
     return [fault.message for fault in report.faults]
 
 

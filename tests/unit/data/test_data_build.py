@@ -25,6 +25,12 @@ def test_builds_without_touching_the_config(make_cfg: MakeCfg) -> None:
     assert build_dataset(make_cfg("val"), role="val").test_mode
 
 
+def test_images_of_any_size_may_be_read(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    build_dataset(make_cfg(), role="train")
+    assert Image.MAX_IMAGE_PIXELS is None
+
+
 def test_wrappers_resolve_to_the_files(make_cfg: MakeCfg) -> None:
     repeated = {"type": "RepeatDataset", "times": 3, "dataset": make_cfg()}
     dataset = build_dataset([make_cfg(), repeated], role="train")

@@ -151,6 +151,24 @@ def test_what_may_be_on_purpose_is_a_warning(make_cfg: MakeCfg, folder: Path) ->
 
 
 @pytest.mark.usefixtures("quick")
+def test_names_that_a_split_file_lists_more_than_once(make_cfg: MakeCfg, folder: Path) -> None:
+    (folder / "train.txt").write_text("street_0\nstreet_1\nstreet_0\nstreet_0\n")
+    diagnosis = examine(train=make_cfg(split="train.txt"))
+    assert diagnosis.faults == []
+    image = folder / "images/train/street_0.jpg"
+    assert findings_of(diagnosis, "repeated") == [f"{image} is listed 3 times in {folder / 'train.txt'}"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_a_class_without_a_pixel_scores(make_cfg: MakeCfg, val: dict[str, Any]) -> None:
+    names = [*map(str, range(11)), "absent"]
+    diagnosis = examine(val={**val, "type": "FoldersDataset", "classes": names, "img_suffix": ".jpg"})
+    assert findings_of(diagnosis, "absent class")[-1].startswith(
+        "'absent' has no pixel: its IoU is 0, and counts in mIoU"
+    )
+
+
+@pytest.mark.usefixtures("quick")
 def test_mistakes_that_only_the_whole_dataset_tells(make_cfg: MakeCfg, folder: Path) -> None:
     binary = make_cfg(type="FoldersDataset", classes=["ground", "roof"])
     for path in (folder / "annotations/train").iterdir():
