@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from ds_seg.config import RunConfig
 from ds_seg.config.deepspeed_json import offloaded_share
 from ds_seg.config.head_fields import predicting_head
 from ds_seg.data.build import build_dataset, leaf_datasets
-from ds_seg.data.lint import find_class_count_fault, validate_annotations
+from ds_seg.data.doubts import find_doubts
+from ds_seg.data.label_rules import PixelCounts, add_counts, find_nothing_labelled
+from ds_seg.data.lint import find_class_count_fault, find_class_name_faults, validate_annotations
 from ds_seg.data.loader import TestSample, build_test_items, load_ground_truth
 from ds_seg.engine.engines import Engines, build_modules
 from ds_seg.engine.operator_builds import expect_cpu_adam
@@ -34,39 +36,60 @@ OnPrediction = Callable[[Prediction, np.ndarray], None]
 _LINT_THREADS = 4
 
 
-def open_dataset(run: RunConfig, role: str) -> Any:
-    """The MMSeg dataset of a role, checked: files, classes, and every annotation where the run asks for it.
+def open_datasets(run: RunConfig, *roles: str) -> list[Any]:
+    """The MMSeg datasets of some roles, checked: files, classes, and every annotation where the run asks for it.
+
+    What is most likely a mistake is printed as a warning; a collective over all ranks.
 
     Raises:
-        DataError: folders, images or annotations are missing or damaged.
-        ConfigError: it has another number of classes than the head.
+        DataError: folders, images or annotations are missing or damaged, or nothing in those of data.train counts.
+        ConfigError: they have other classes than the head or than each other.
     """
+    datasets = distributed.agree(lambda: _build_datasets(run, roles))
+    counts = {field: _check_annotations(run, field, dataset) for field, dataset in datasets.items() if run.check_data}
+    unlabelled = find_nothing_labelled(counts.get("data.train", {}))
+    if unlabelled:
+        raise DataError(f"data.train: {unlabelled}")
+    if distributed.is_main():
+        for doubt in find_doubts(datasets, counts):
+            print(f"warning: {doubt}")
+    return list(datasets.values())
+
+
+def _build_datasets(run: RunConfig, roles: Sequence[str]) -> dict[str, Any]:
     head_field, head = predicting_head(run.model)
-    num_classes = int(head["num_classes"])
+    datasets = {
+        f"data.{role}": build_dataset(run.data[role], role=role, tolerate_missing=_most_bad(run, f"data.{role}") > 0)
+        for role in roles
+    }
+    counts = (find_class_count_fault(head_field, int(head["num_classes"]), *item) for item in datasets.items())
+    faults = [*filter(None, counts), *find_class_name_faults(datasets).values()]
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return datasets
 
-    most_bad = run.max_bad_samples if role == "train" else 0
 
-    def open_and_check() -> tuple[Any, list[str]]:
-        dataset = build_dataset(run.data[role], role=role, tolerate_missing=most_bad > 0)
-        fault = find_class_count_fault(head_field, num_classes, f"data.{role}", dataset)
-        if fault:
-            raise ConfigError(fault)
-        if not run.check_data:
-            return dataset, []
-        return dataset, validate_annotations(
+def _most_bad(run: RunConfig, field: str) -> int:
+    return run.max_bad_samples if field == "data.train" else 0
+
+
+def _check_annotations(run: RunConfig, field: str, dataset: Any) -> PixelCounts:
+    most_bad = _most_bad(run, field)
+    checked = distributed.agree(
+        lambda: validate_annotations(
             dataset,
-            num_classes=num_classes,
+            num_classes=int(predicting_head(run.model)[1]["num_classes"]),
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             threads=_LINT_THREADS,
             progress=distributed.is_main(),
             most_bad=most_bad,
         )
-
-    dataset, bad = distributed.agree(open_and_check)
+    )
+    shares = distributed.gather_objects(checked)
     if most_bad:
-        _tell_of_bad_files([message for rank in distributed.gather_objects(bad) for message in rank], most_bad)
-    return dataset
+        _tell_of_bad_files([message for share in shares for message in share.bad], most_bad)
+    return add_counts(share.pixels_by_rule for share in shares)
 
 
 def _tell_of_bad_files(bad: list[str], most: int) -> None:

@@ -120,7 +120,7 @@ def train(run: RunConfig) -> None:
     from ds_seg.loop import TrainingLoop
     from ds_seg.predictions import PredictingEvaluator
     from ds_seg.rollback import train_with_rollbacks
-    from ds_seg.session import Evaluator, build_engines, open_dataset
+    from ds_seg.session import Evaluator, build_engines, open_datasets
     from ds_seg.supervision import stop
     from ds_seg.supervision.progress import SLOW, enter_phase
     from ds_seg.workdir import open_work_dir, set_newer_checkpoints_aside
@@ -128,7 +128,7 @@ def train(run: RunConfig) -> None:
 
     resume_collector()
     enter_phase("opening the datasets")
-    train_set, val_set = open_dataset(run, "train"), open_dataset(run, "val")
+    train_set, val_set = open_datasets(run, "train", "val")
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_work_dir(run.work_dir))
         resume_from = open_work_dir(run)

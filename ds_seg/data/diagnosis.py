@@ -14,17 +14,17 @@ from prettytable import PrettyTable
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg.config.head_fields import auxiliary_head_fields, classifying_head, decode_head_fields
 from ds_seg.data.build import leaf_datasets
-from ds_seg.data.label_rules import LabelRule, find_rule_mistakes
-from ds_seg.data.lint import explain_ids, find_class_count_fault, find_cures
+from ds_seg.data.label_rules import find_mistakes, find_nothing_labelled
+from ds_seg.data.lint import explain_ids, find_class_count_fault, find_class_name_faults, find_cures
 from ds_seg.data.pairing import Unpaired, find_unpaired
 from ds_seg.data.survey import SplitSurvey, Survey
 
 _NAMED_AT_MOST = 5
 _TRAIN = "data.train"
-_NO_PIXEL_TO_SCORE = "its IoU is 0, and counts in mIoU, where it is predicted for any pixel; else mIoU leaves it out"
+_NO_PIXEL_TO_SCORE = "if it is predicted for a labelled pixel, its IoU is 0 and counts in mIoU; else mIoU leaves it out"
 _HEADLINES = {
     "labels": "the ids mean something else than the config says",
-    "classes": "classes and head don't fit",
+    "classes": "classes don't fit the head or each other",
     "unpaired": "images or annotations lack each other",
     "unreadable": "files can't be read",
     "damaged": "files are damaged",
@@ -181,18 +181,17 @@ def _describe_split(split: SplitSurvey) -> dict[str, Any]:
 
 
 def _label_findings(survey: Survey) -> Iterator[Finding]:
-    """Mistakes that only all splits together can tell from a rare class."""
-    counts: dict[LabelRule, Counter[int]] = {}
     for split in survey.splits:
-        for rule, found in split.pixels_by_rule.items():
-            counts.setdefault(rule, Counter()).update(found)
-    for rule, found in counts.items():
-        fields = ", ".join(split.field for split in survey.splits if rule in split.pixels_by_rule)
-        for message in find_rule_mistakes(found, rule):
-            yield Finding("labels", True, fields, None, message)
+        unlabelled = find_nothing_labelled(split.pixels_by_rule)
+        if unlabelled:
+            yield Finding("labels", True, split.field, None, unlabelled)
+    for fields, message in find_mistakes({split.field: split.pixels_by_rule for split in survey.splits}):
+        yield Finding("labels", True, fields, None, message)
 
 
 def _head_findings(model: Mapping[str, Any], datasets: Mapping[str, Any]) -> Iterator[Finding]:
+    for field, mismatch in find_class_name_faults(datasets).items():
+        yield Finding("classes", True, field, None, mismatch)
     heads = [classifying_head(*head) for head in decode_head_fields(model) + auxiliary_head_fields(model)]
     for field, dataset in datasets.items():
         for head_field, head in heads:

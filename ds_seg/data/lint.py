@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg.data.build import leaf_datasets, sample_paths
-from ds_seg.data.label_rules import LabelRule, explain_wrong_ids
+from ds_seg.data.label_rules import LabelRule, add_counts, explain_wrong_ids
 from ds_seg.data.pair_files import PairFiles, PairReport, inspect_pair
 from ds_seg.errors import DataError
 from ds_seg.supervision.progress import ticking
@@ -36,9 +36,18 @@ _CURES = {
 """Kind of fault -> what to do; other kinds say so themselves."""
 
 
+class Checked(NamedTuple):
+    """What a check has found that may be."""
+
+    bad: list[str]
+    """What is wrong with files that can't be read."""
+    pixels_by_rule: dict[LabelRule, Counter[int]]
+    """How often each id occurs in the annotations that follow a rule."""
+
+
 def validate_annotations(
     dataset: Any, *, num_classes: int, rank: int, world_size: int, threads: int, progress: bool, most_bad: int = 0
-) -> list[str]:
+) -> Checked:
     """Read every image and annotation of this rank's share, every `world_size`-th, and name the bad ones.
 
     Damage inside a JPEG or PNG that leaves its end in place is not found; `ds-seg doctor` looks for it.
@@ -52,9 +61,6 @@ def validate_annotations(
         progress: Whether to show a bar.
         most_bad: Images that may be unreadable, or have an unreadable annotation; other faults are never tolerated.
 
-    Returns:
-        What is wrong with those.
-
     Raises:
         DataError: some files can't be used; says how many, names the first, and what to do.
     """
@@ -65,7 +71,7 @@ def validate_annotations(
     bad = [report for report in reports if report.faults]
     kinds = {fault.kind for report in bad for fault in report.faults}
     if len(bad) <= most_bad and kinds <= _REPLACEABLE:
-        return [fault.message for report in bad for fault in report.faults]
+        return Checked([fault.message for report in bad for fault in report.faults], count_ids(pairs, reports))
     lines = [f"  {fault.message}" for report in bad[:_NAMED_AT_MOST] for fault in report.faults]
     if len(bad) > _NAMED_AT_MOST:
         lines.append(f"  and {len(bad) - _NAMED_AT_MOST} more")
@@ -104,6 +110,24 @@ def find_class_count_fault(head_field: str, num_classes: int, field: str, datase
     )
 
 
+def find_class_name_faults(datasets: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted config field -> what is wrong where the ids of a dataset stand for other classes than in the first one."""
+    first = next(iter(datasets))
+    names = datasets[first].CLASSES
+    faults = {}
+    for field, dataset in datasets.items():
+        for leaf in leaf_datasets(dataset):
+            differ = [index for index, pair in enumerate(zip(leaf.CLASSES, names, strict=False)) if len({*pair}) > 1]
+            if differ:
+                shown, more = differ[:_NAMED_AT_MOST], ", ..." if len(differ) > _NAMED_AT_MOST else ""
+                here, there = (", ".join(source[index] for index in shown) for source in (leaf.CLASSES, names))
+                faults[field] = (
+                    f"the classes {', '.join(map(str, shown))}{more} are {here}{more} in {field}, but {there}{more} in "
+                    f"{first}: scores would go by the wrong names. Give both the same `classes` in the same order."
+                )
+    return faults
+
+
 def describe_pairs(dataset: Any, num_classes: int) -> list[PairFiles]:
     """The files of every sample, once each where a wrapper repeats them.
 
@@ -126,11 +150,13 @@ def label_rule(leaf: CustomDataset, num_classes: int) -> LabelRule:
 
 def explain_ids(pairs: Iterable[PairFiles], reports: Iterable[PairReport]) -> list[str]:
     """Why annotations hold ids outside the classes and what to do, a sentence or two for each rule they follow."""
-    pixels_by_rule: dict[LabelRule, Counter[int]] = {}
-    for pair, report in zip(pairs, reports, strict=True):
-        pixels_by_rule.setdefault(pair.rule, Counter()).update(report.pixels_by_id or {})
-    explained = (explain_wrong_ids(pixels_by_id, rule) for rule, pixels_by_id in pixels_by_rule.items())
+    explained = (explain_wrong_ids(found, rule) for rule, found in count_ids(pairs, reports).items())
     return [explanation for explanation in explained if explanation]
+
+
+def count_ids(pairs: Iterable[PairFiles], reports: Iterable[PairReport]) -> dict[LabelRule, Counter[int]]:
+    """How often each id occurs in the annotations that follow a rule."""
+    return add_counts({pair.rule: report.pixels_by_id or {}} for pair, report in zip(pairs, reports, strict=True))
 
 
 def find_cures(kinds: Collection[str]) -> list[str]:

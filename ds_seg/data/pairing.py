@@ -79,7 +79,7 @@ def _find_orphans(leaf: CustomDataset, images: set[str], annotations: set[str]) 
 
 
 def _find_unread(leaf: CustomDataset, images: set[str]) -> list[str]:
-    shared = leaf.ann_dir is not None and Path(leaf.img_dir).resolve() == Path(leaf.ann_dir).resolve()
+    shared = leaf.ann_dir is not None and Path(leaf.ann_dir).resolve().is_relative_to(Path(leaf.img_dir).resolve())
     read = (leaf.img_suffix, leaf.seg_map_suffix) if shared else (leaf.img_suffix,)
     return sorted(name for name in images if name.lower().endswith(IMAGE_SUFFIXES) and not name.endswith(read))
 

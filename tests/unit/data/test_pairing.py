@@ -83,6 +83,11 @@ def test_images_and_masks_in_one_folder(custom: MakeCfg, folder: Path) -> None:
     assert count_suffixes(str(folder / "images/train")) == [(".jpg", 7), (".png", 7)]
 
 
+def test_masks_in_a_folder_among_the_images_are_no_images(custom: MakeCfg, folder: Path) -> None:
+    shutil.move(folder / "annotations/train", folder / "images/train/masks")
+    assert unpaired_of(custom(ann_dir="images/train/masks")).unread_images == []
+
+
 def test_what_is_not_on_a_disk_and_what_pairs_by_its_own_rule_is_left_alone(make_cfg: MakeCfg, folder: Path) -> None:
     (folder / "annotations/train/street_2.png").unlink()
     leaf = build_dataset(make_cfg())
