@@ -25,7 +25,7 @@ from typing import Any  # noqa: E402
 PARTS = {
     ("ds_seg.distributed.group", "initialize"): "process group",
     ("ds_seg.resumption", "resolve_run"): "config",
-    ("ds_seg.session", "open_dataset"): "datasets",
+    ("ds_seg.data.opening", "open_datasets"): "datasets",
     ("ds_seg.workdir", "open_work_dir"): "work dir",
     ("ds_seg.tracking.tracker", "build_tracker"): "tracker",
     ("ds_seg.engine.engines", "build_modules"): "modules",

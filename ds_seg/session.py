@@ -1,4 +1,4 @@
-"""What the commands share: datasets, engines with their weights, and the evaluator of a run."""
+"""What the commands share: engines with their weights, and the evaluator of a run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ from ds_seg import distributed
 from ds_seg.checkpoint import load_weights_from_checkpoint, resolve_weights
 from ds_seg.config import RunConfig
 from ds_seg.config.deepspeed_json import offloaded_share
-from ds_seg.config.head_fields import predicting_head
-from ds_seg.data.build import build_dataset, leaf_datasets
-from ds_seg.data.head_fit import find_misfits
-from ds_seg.data.lint import validate_annotations
+from ds_seg.data.build import leaf_datasets
 from ds_seg.data.loader import TestSample, build_test_items, load_ground_truth
 from ds_seg.engine.engines import Engines, build_modules
 from ds_seg.engine.operator_builds import expect_cpu_adam
 from ds_seg.engine.precision import validate_precision
-from ds_seg.errors import ConfigError, DataError
+from ds_seg.errors import ConfigError
 from ds_seg.evaluation.evaluate import EvaluationResult, InferenceOptions, evaluate_dataset
 from ds_seg.evaluation.lockstep import Prediction, predict_images
 from ds_seg.evaluation.windows import Grid
@@ -33,53 +30,6 @@ from ds_seg.tracking.console import track_images
 
 Log = Callable[[str], None]
 OnPrediction = Callable[[Prediction, np.ndarray], None]
-_LINT_THREADS = 4
-
-
-def open_dataset(run: RunConfig, role: str) -> Any:
-    """The MMSeg dataset of a role, checked: files, classes, and every annotation where the run asks for it.
-
-    Raises:
-        DataError: folders, images or annotations are missing or damaged.
-        ConfigError: its classes, ignored id or padding do not fit the head.
-    """
-    head_field, head = predicting_head(run.model)
-    num_classes = int(head["num_classes"])
-
-    most_bad = run.max_bad_samples if role == "train" else 0
-
-    def open_and_check() -> tuple[Any, list[str]]:
-        dataset = build_dataset(run.data[role], role=role, tolerate_missing=most_bad > 0)
-        misfits = find_misfits(head_field, head, f"data.{role}", dataset)
-        if misfits:
-            raise ConfigError("\n".join(misfits))
-        if not run.check_data:
-            return dataset, []
-        return dataset, validate_annotations(
-            dataset,
-            num_classes=num_classes,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            threads=_LINT_THREADS,
-            progress=distributed.is_main(),
-            most_bad=most_bad,
-        )
-
-    dataset, bad = distributed.agree(open_and_check)
-    if most_bad:
-        _tell_of_bad_files([message for rank in distributed.gather_objects(bad) for message in rank], most_bad)
-    return dataset
-
-
-def _tell_of_bad_files(bad: list[str], most: int) -> None:
-    listed = "\n".join(f"  {message}" for message in bad)
-    if len(bad) > most:
-        raise DataError(
-            f"{len(bad)} files of data.train can't be read, and data.max_bad_samples allows {most}:\n{listed}\n"
-            "Repair or replace them, or allow more."
-        )
-    if bad and distributed.is_main():
-        print(f"warning: {len(bad)} files of data.train can't be read; other samples replace theirs:\n{listed}")
 
 
 def build_engines(run: RunConfig, *, training: bool, weights: str | None, log: Log) -> Engines:

@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     distributed.initialize()
     from ds_seg.checkpoint import resolve_weights
     from ds_seg.config import build_run_config
-    from ds_seg.session import Evaluator, build_engines, enable_test_time_augmentation, open_dataset
+    from ds_seg.data.opening import open_datasets
+    from ds_seg.session import Evaluator, build_engines, enable_test_time_augmentation
     from ds_seg.tracking.summary import write_json_atomic
 
     resume_collector()
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     role = "test" if "test" in config.data else "val"
     if args.tta:
         enable_test_time_augmentation(config, role)
-    dataset = open_dataset(config, role)
+    (dataset,) = open_datasets(config, role)
     say = print if distributed.is_main() else lambda _message: None
     engines = build_engines(config, training=False, weights=str(weights), log=say)
     result = Evaluator(config, dataset, window_batch=args.window_batch)(engines)

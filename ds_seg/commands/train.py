@@ -116,11 +116,12 @@ def _settle(run: RunConfig) -> RunConfig:
 def train(run: RunConfig) -> None:
     """Train as `run` says and leave a complete work dir; a collective over all ranks."""
     from ds_seg.checkpoint import TrainingState, resume_training
+    from ds_seg.data.opening import open_datasets
     from ds_seg.engine.ema import WeightAverages
     from ds_seg.loop import TrainingLoop
     from ds_seg.predictions import PredictingEvaluator
     from ds_seg.rollback import train_with_rollbacks
-    from ds_seg.session import Evaluator, build_engines, open_dataset
+    from ds_seg.session import Evaluator, build_engines
     from ds_seg.supervision import stop
     from ds_seg.supervision.progress import SLOW, enter_phase
     from ds_seg.workdir import open_work_dir, set_newer_checkpoints_aside
@@ -128,7 +129,7 @@ def train(run: RunConfig) -> None:
 
     resume_collector()
     enter_phase("opening the datasets")
-    train_set, val_set = open_dataset(run, "train"), open_dataset(run, "val")
+    train_set, val_set = open_datasets(run, "train", "val")
     evaluator = Evaluator(run, val_set)
     evaluator.try_first_images()
     with contextlib.ExitStack() as stack:

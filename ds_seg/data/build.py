@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,8 @@ import ds_seg.data.camvid
 import ds_seg.data.demo_dataset
 import ds_seg.data.folders
 import ds_seg.data.transforms  # noqa: F401
-from ds_seg.data.few_images import limit_images
+from ds_seg.data.image_lists import find_encoding_fault, list_images
+from ds_seg.data.pair_files import accept_large_images
 from ds_seg.data.pairing import count_suffixes, find_unpaired
 from ds_seg.errors import ConfigError, DataError
 from ds_seg.openmmlab import mend_label_map
@@ -43,16 +45,14 @@ def build_dataset(cfg: dict[str, Any], *, role: str, tolerate_missing: bool = Fa
             one way by the pipeline and another way by the dataset; all faults in one message.
         DataError: a folder or split file is missing, no image is found, or an image has no annotation.
     """
+    accept_large_images()
     field = f"data.{role}"
     parts = list(_parts(cfg, field))
     _raise_all(ConfigError, [fault for name, part in parts for fault in _type_faults(part, name)])
     _raise_all(DataError, [fault for name, part in parts for fault in _path_faults(part, name)])
     own_cfg = copy.deepcopy(cfg)
     for _, part in list(_parts(own_cfg, field)):
-        if part.get("max_image_num") is not None:
-            limit_images(part)
-        else:
-            part.pop("max_image_num", None)
+        list_images(part)
     try:
         dataset = build_mmseg_dataset(own_cfg, None if role == "train" else {"test_mode": True})
     except (TypeError, ValueError, KeyError, AssertionError, AttributeError, OSError) as error:
@@ -160,6 +160,8 @@ def _path_faults(cfg: dict[str, Any], field: str) -> list[str]:
                     f"{field}.{key}: there is no {kind} {path.resolve()}. Put the dataset there, or set "
                     f"{field}.data_root (now {cfg.get('data_root')!r}) with --cfg-options {field}.data_root=FOLDER."
                 )
+            elif path is not None and key == "split" and (fault := find_encoding_fault(path)):
+                faults.append(f"{field}.split: {fault}")
     return faults
 
 
@@ -168,6 +170,11 @@ def _label_faults(leaf: CustomDataset, field: str, role: str) -> list[str]:
         return [
             f"{field}.classes is not set, and {type(leaf).__name__} has no classes of its own. Give their names in the "
             "order of the ids: classes=['background', 'roof']."
+        ]
+    twice = [f"'{name}'" for name, count in Counter(leaf.CLASSES).items() if count > 1]
+    if twice:
+        return [
+            f"{field}.classes names {', '.join(twice)} more than once, and scores go by name. Give each its own name."
         ]
     if leaf.ann_dir is None:
         needs = role in ("train", "val")

@@ -14,26 +14,28 @@ from prettytable import PrettyTable
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg.config.head_fields import auxiliary_head_fields, classifying_head, decode_head_fields
 from ds_seg.data.build import leaf_datasets
-from ds_seg.data.head_fit import find_misfits
-from ds_seg.data.label_rules import LabelRule, find_rule_mistakes
+from ds_seg.data.head_fit import find_class_name_faults, find_misfits
+from ds_seg.data.label_rules import find_mistakes, find_nothing_labelled
 from ds_seg.data.lint import explain_ids, find_cures
 from ds_seg.data.pairing import Unpaired, find_unpaired
 from ds_seg.data.survey import SplitSurvey, Survey
 
 _NAMED_AT_MOST = 5
 _TRAIN = "data.train"
+_NO_PIXEL_TO_SCORE = "if it is predicted for a labelled pixel, its IoU is 0 and counts in mIoU; else mIoU leaves it out"
 _HEADLINES = {
     "labels": "the ids mean something else than the config says",
-    "classes": "classes and head don't fit",
+    "classes": "classes don't fit the head or each other",
     "unpaired": "images or annotations lack each other",
     "unreadable": "files can't be read",
     "damaged": "files are damaged",
+    "thin": "images have a side of 1 px",
     "size": "annotations have another size than their image",
     "colours": "annotations hold colours in place of ids",
     "format": "annotations are of a format that can't hold ids",
     "ids": "annotations hold ids outside the classes",
     "duplicate": "images are in two splits, so that scores on one are not on unseen images",
-    "repeated": "images occur twice in a split",
+    "repeated": "images occur more than once in a split",
     "unread": "images are left out because of their suffix",
     "absent class": "classes never occur",
     "ignored": "annotations are ignored wholly",
@@ -145,6 +147,7 @@ def diagnose(survey: Survey, datasets: Mapping[str, Any], model: Mapping[str, An
         *pairing,
         *(finding for split in survey.splits for finding in _file_findings(split) if finding.path not in known),
         *_duplicate_findings(survey),
+        *(finding for field, dataset in datasets.items() for finding in _repeat_findings(field, dataset)),
         *(finding for split in survey.splits for finding in _class_findings(split)),
     )
     read = {pair: report for split in survey.splits for pair, report in zip(split.pairs, split.reports, strict=True)}
@@ -179,18 +182,17 @@ def _describe_split(split: SplitSurvey) -> dict[str, Any]:
 
 
 def _label_findings(survey: Survey) -> Iterator[Finding]:
-    """Mistakes that only all splits together can tell from a rare class."""
-    counts: dict[LabelRule, Counter[int]] = {}
     for split in survey.splits:
-        for rule, found in split.pixels_by_rule.items():
-            counts.setdefault(rule, Counter()).update(found)
-    for rule, found in counts.items():
-        fields = ", ".join(split.field for split in survey.splits if rule in split.pixels_by_rule)
-        for message in find_rule_mistakes(found, rule):
-            yield Finding("labels", True, fields, None, message)
+        unlabelled = find_nothing_labelled(split.pixels_by_rule)
+        if unlabelled:
+            yield Finding("labels", True, split.field, None, unlabelled)
+    for fields, message in find_mistakes({split.field: split.pixels_by_rule for split in survey.splits}):
+        yield Finding("labels", True, fields, None, message)
 
 
 def _head_findings(model: Mapping[str, Any], datasets: Mapping[str, Any]) -> Iterator[Finding]:
+    for field, mismatch in find_class_name_faults(datasets).items():
+        yield Finding("classes", True, field, None, mismatch)
     heads = [classifying_head(*head) for head in decode_head_fields(model) + auxiliary_head_fields(model)]
     for field, dataset in datasets.items():
         for head_field, head in heads:
@@ -240,10 +242,18 @@ def _duplicate_findings(survey: Survey) -> Iterator[Finding]:
                 yield Finding("duplicate", field == _TRAIN, split.field, pair.image_path, message)
 
 
+def _repeat_findings(field: str, dataset: Any) -> Iterator[Finding]:
+    for leaf in leaf_datasets(dataset):
+        for name, count in Counter(info["filename"] for info in leaf.img_infos).items():
+            if count > 1:
+                path = str(Path(leaf.img_dir, name))
+                yield Finding("repeated", False, field, path, f"{path} is listed {count} times in {leaf.split}")
+
+
 def _class_findings(split: SplitSurvey) -> Iterator[Finding]:
     if not split.annotated:
         return
     for name, pixels in zip(split.class_names, split.class_pixels, strict=True):
         if not pixels:
-            effect = "it can't be learned" if split.field == _TRAIN else "it has no IoU and mIoU leaves it out"
+            effect = "it can't be learned" if split.field == _TRAIN else _NO_PIXEL_TO_SCORE
             yield Finding("absent class", False, split.field, None, f"'{name}' has no pixel: {effect}")

@@ -1,4 +1,4 @@
-"""Whether a dataset and the heads that learn from it speak of the same classes."""
+"""Whether datasets, and the heads that learn from them, speak of the same classes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import ds_seg.openmmlab  # noqa: F401
 from ds_seg.data.build import leaf_datasets
 
 from mmseg.datasets.pipelines import LoadAnnotations  # isort: skip
+
+
+_NAMED_AT_MOST = 5
 
 
 def find_misfits(head_field: str, head: Mapping[str, Any], field: str, dataset: Any) -> list[str]:
@@ -27,6 +30,24 @@ def find_misfits(head_field: str, head: Mapping[str, Any], field: str, dataset: 
         *_find_wrong_ignored_ids(head_field, ignored, field, dataset),
         *_find_wrong_padding(num_classes, ignored, field, dataset),
     ]
+
+
+def find_class_name_faults(datasets: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted config field -> what is wrong where the ids of a dataset stand for other classes than in the first one."""
+    first = next(iter(datasets))
+    names = datasets[first].CLASSES
+    faults = {}
+    for field, dataset in datasets.items():
+        for leaf in leaf_datasets(dataset):
+            differ = [index for index, pair in enumerate(zip(leaf.CLASSES, names, strict=False)) if len({*pair}) > 1]
+            if differ:
+                shown, more = differ[:_NAMED_AT_MOST], ", ..." if len(differ) > _NAMED_AT_MOST else ""
+                here, there = (", ".join(source[index] for index in shown) for source in (leaf.CLASSES, names))
+                faults[field] = (
+                    f"the classes {', '.join(map(str, shown))}{more} are {here}{more} in {field}, but {there}{more} in "
+                    f"{first}: scores would go by the wrong names. Give both the same `classes` in the same order."
+                )
+    return faults
 
 
 def _find_wrong_counts(head_field: str, num_classes: int, field: str, dataset: Any) -> Iterator[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg.data.lint import find_pair_faults
 from ds_seg.data.loader import TestSample, make_test_sample
+from ds_seg.data.pair_files import accept_large_images
 from ds_seg.data.pairing import IMAGE_SUFFIXES
 from ds_seg.errors import ConfigError, DataError
 
@@ -83,6 +84,7 @@ class ArrayPipeline:
 
 def open_images(data: Mapping[str, Any], paths: Sequence[Path]) -> ImageFiles:
     """Files with the pipeline, classes and palette of `data.test`, or of `data.val` where there is none."""
+    accept_large_images()
     section = data.get("test") or data["val"]
     classes, palette = find_classes(section)
     return ImageFiles(paths, section["pipeline"], classes, palette)

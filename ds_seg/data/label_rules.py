@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 IGNORED = -1
 OUTSIDE = -2
@@ -50,6 +52,19 @@ class LabelRule:
         return f"{self.first_id}..{self.last_id} ({ignored})"
 
 
+PixelCounts: TypeAlias = Mapping[LabelRule, Mapping[int, int]]
+"""Rule -> how often each id occurs in the annotations that follow it."""
+
+
+def add_counts(parts: Iterable[PixelCounts]) -> dict[LabelRule, Counter[int]]:
+    """The counts of several parts of a dataset together."""
+    total: dict[LabelRule, Counter[int]] = {}
+    for part in parts:
+        for rule, pixels_by_id in part.items():
+            total.setdefault(rule, Counter()).update(pixels_by_id)
+    return total
+
+
 def explain_wrong_ids(pixels_by_id: Mapping[int, int], rule: LabelRule) -> str | None:
     """The likely reason for ids outside the classes, with its cure.
 
@@ -89,6 +104,31 @@ def explain_wrong_ids(pixels_by_id: Mapping[int, int], rule: LabelRule) -> str |
     )
 
 
+def find_nothing_labelled(counts: PixelCounts) -> str | None:
+    """What is wrong with a split whose every pixel is ignored, with the cure; None if one counts, or there is none."""
+    ids = {label for pixels_by_id in counts.values() for label in pixels_by_id}
+    if not ids or any(rule.class_of(label) != IGNORED for rule, found in counts.items() for label in found):
+        return None
+    listed = ", ".join(map(str, sorted(ids)))
+    return f"Every pixel is ignored: only the ids {listed} occur. Correct reduce_zero_label or the masks."
+
+
+def find_mistakes(splits: Mapping[str, PixelCounts]) -> list[tuple[str, str]]:
+    """`find_rule_mistakes` in all splits together, which alone can tell them from a rare class.
+
+    Args:
+        splits: dotted config field -> its counts.
+
+    Returns:
+        Dotted config fields with commas between them, and a mistake in them with its cure.
+    """
+    return [
+        (", ".join(field for field, counts in splits.items() if rule in counts), mistake)
+        for rule, pixels_by_id in add_counts(splits.values()).items()
+        for mistake in find_rule_mistakes(pixels_by_id, rule)
+    ]
+
+
 def find_rule_mistakes(pixels_by_id: Mapping[int, int], rule: LabelRule) -> list[str]:
     """Ids that are all allowed, but tell that the rule is another one than the annotations were written for.
 
@@ -107,9 +147,6 @@ def find_rule_mistakes(pixels_by_id: Mapping[int, int], rule: LabelRule) -> list
             "The masks hold only 0 and 255, and 255 is ignored, so that nothing but 0 would be learned: they are "
             "black and white pictures, not ids. Write 1 (white) as the id of the second class in place of 255."
         ]
-    if all(rule.class_of(label) == IGNORED for label in ids):
-        listed = ", ".join(map(str, sorted(ids)))
-        return [f"Every pixel is ignored: only the ids {listed} occur. Correct reduce_zero_label or the masks."]
     unreduced = set(range(rule.num_classes))
     if rule.reduce_zero_label and rule.num_classes > 1 and ids - {255} == unreduced:
         share = pixels_by_id[0] / sum(pixels_by_id.values())

@@ -6,13 +6,13 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg.data.build import leaf_datasets, sample_paths
-from ds_seg.data.label_rules import LabelRule, explain_wrong_ids
+from ds_seg.data.label_rules import LabelRule, add_counts, explain_wrong_ids
 from ds_seg.data.pair_files import PairFiles, PairReport, inspect_pair
 from ds_seg.errors import DataError
 from ds_seg.supervision.progress import ticking
@@ -22,12 +22,13 @@ from mmseg.datasets.pipelines import LoadAnnotations  # isort: skip
 
 _NAMED_AT_MOST = 5
 _BROKEN_FILES = "Replace the files that can't be used, or leave their images out with a split file."
-_REPLACEABLE = {"unreadable", "damaged"}
+_REPLACEABLE = {"unreadable", "damaged", "thin"}
 """Kinds of faults that keep a sample from loading; the others would load, and train on something wrong."""
 _CURES = {
     "unpaired": "Add the files that are missing, or remove their counterparts (or leave them out with a split file).",
     "unreadable": _BROKEN_FILES,
     "damaged": _BROKEN_FILES,
+    "thin": "Leave images with a side of 1 px out with a split file.",
     "size": "An annotation must have as many pixels as its image: make it anew in the image's size.",
     "colours": "Turn masks in colour into ids as docs/own-data.md, 'Masks in colour', shows.",
     "duplicate": "Remove the images from one of the two splits.",
@@ -35,9 +36,18 @@ _CURES = {
 """Kind of fault -> what to do; other kinds say so themselves."""
 
 
+class Checked(NamedTuple):
+    """What a check has found that may be."""
+
+    bad: list[str]
+    """What is wrong with files that can't be read."""
+    pixels_by_rule: dict[LabelRule, Counter[int]]
+    """How often each id occurs in the annotations that follow a rule."""
+
+
 def validate_annotations(
     dataset: Any, *, num_classes: int, rank: int, world_size: int, threads: int, progress: bool, most_bad: int = 0
-) -> list[str]:
+) -> Checked:
     """Read every image and annotation of this rank's share, every `world_size`-th, and name the bad ones.
 
     Damage inside a JPEG or PNG that leaves its end in place is not found; `ds-seg doctor` looks for it.
@@ -51,9 +61,6 @@ def validate_annotations(
         progress: Whether to show a bar.
         most_bad: Images that may be unreadable, or have an unreadable annotation; other faults are never tolerated.
 
-    Returns:
-        What is wrong with those.
-
     Raises:
         DataError: some files can't be used; says how many, names the first, and what to do.
     """
@@ -64,7 +71,7 @@ def validate_annotations(
     bad = [report for report in reports if report.faults]
     kinds = {fault.kind for report in bad for fault in report.faults}
     if len(bad) <= most_bad and kinds <= _REPLACEABLE:
-        return [fault.message for report in bad for fault in report.faults]
+        return Checked([fault.message for report in bad for fault in report.faults], count_ids(pairs, reports))
     lines = [f"  {fault.message}" for report in bad[:_NAMED_AT_MOST] for fault in report.faults]
     if len(bad) > _NAMED_AT_MOST:
         lines.append(f"  and {len(bad) - _NAMED_AT_MOST} more")
@@ -75,18 +82,19 @@ def validate_annotations(
     )
 
 
-def find_pair_faults(leaf: CustomDataset, index: int, num_classes: int) -> list[str]:
+def find_pair_faults(leaf: CustomDataset, index: int, num_classes: int, *, decode_image: bool = False) -> list[str]:
     """What is wrong with one image and its annotation.
 
     Args:
         leaf: The dataset that reads the files.
         index: Of the sample in `leaf`.
         num_classes: Number of classes after label 0 is reduced.
+        decode_image: Whether to decode the image too.
 
     Returns:
         One sentence a fault, each with the path; empty if the pair can be used.
     """
-    report = inspect_pair(_describe_pair(leaf, index, label_rule(leaf, num_classes)), decode_image=False)
+    report = inspect_pair(_describe_pair(leaf, index, label_rule(leaf, num_classes)), decode_image=decode_image)
     return [fault.message for fault in report.faults]
 
 
@@ -112,11 +120,13 @@ def label_rule(leaf: CustomDataset, num_classes: int) -> LabelRule:
 
 def explain_ids(pairs: Iterable[PairFiles], reports: Iterable[PairReport]) -> list[str]:
     """Why annotations hold ids outside the classes and what to do, a sentence or two for each rule they follow."""
-    pixels_by_rule: dict[LabelRule, Counter[int]] = {}
-    for pair, report in zip(pairs, reports, strict=True):
-        pixels_by_rule.setdefault(pair.rule, Counter()).update(report.pixels_by_id or {})
-    explained = (explain_wrong_ids(pixels_by_id, rule) for rule, pixels_by_id in pixels_by_rule.items())
+    explained = (explain_wrong_ids(found, rule) for rule, found in count_ids(pairs, reports).items())
     return [explanation for explanation in explained if explanation]
+
+
+def count_ids(pairs: Iterable[PairFiles], reports: Iterable[PairReport]) -> dict[LabelRule, Counter[int]]:
+    """How often each id occurs in the annotations that follow a rule."""
+    return add_counts({pair.rule: report.pixels_by_id or {}} for pair, report in zip(pairs, reports, strict=True))
 
 
 def find_cures(kinds: Collection[str]) -> list[str]:

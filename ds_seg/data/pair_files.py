@@ -27,7 +27,7 @@ from PIL import Image, UnidentifiedImageError
 from ds_seg.data.label_rules import OUTSIDE, LabelRule
 
 _EXIF_ORIENTATION = 0x0112
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError)
 _FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _FILE_BEGINS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG"}
 _DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG")
@@ -39,7 +39,7 @@ class Fault(NamedTuple):
     """Something that keeps a file from being used."""
 
     kind: str
-    """"unreadable", "damaged", "size", "colours", "format" or "ids"."""
+    """"unreadable", "damaged", "thin", "size", "colours", "format" or "ids"."""
     path: str
     message: str
 
@@ -82,6 +82,9 @@ def inspect_pair(pair: PairFiles, *, decode_image: bool) -> PairReport:
     faults = [] if image_fault is None else [image_fault]
     if pair.annotation_path is None:
         return PairReport(tuple(faults), size_HW, None, digest)
+    if size_HW is not None and min(size_HW) == 1:
+        message = f"{size_HW[1]} x {size_HW[0]} px (width x height), and MMSeg's LoadAnnotations drops a side of 1 px"
+        faults.append(_fault("thin", "image", pair.image_path, message))
     label_HW, fault = _read_annotation(pair, pair.annotation_path)
     if label_HW is None:
         return PairReport((*faults, *([fault] if fault else [])), size_HW, None, digest)
@@ -131,6 +134,11 @@ def validate_whole(path: str) -> None:
         _check_file(file.read())  # bytes after the image's end are no damage
 
 
+def accept_large_images() -> None:
+    """Lift Pillow's limit on pixels in this process: it is meant for strangers' uploads, not for a user's own files."""
+    Image.MAX_IMAGE_PIXELS = None
+
+
 def start_worker() -> None:
     """Prepare a process that does nothing but inspect: one thread, and libjpeg's messages kept for `inspect_pair`.
 
@@ -138,6 +146,7 @@ def start_worker() -> None:
     nothing of it on.
     """
     global _messages
+    accept_large_images()
     cv2.setNumThreads(1)
     _messages = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process lives
     os.dup2(_messages.fileno(), 2)

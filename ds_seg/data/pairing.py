@@ -79,7 +79,7 @@ def _find_orphans(leaf: CustomDataset, images: set[str], annotations: set[str]) 
 
 
 def _find_unread(leaf: CustomDataset, images: set[str]) -> list[str]:
-    shared = leaf.ann_dir is not None and Path(leaf.img_dir).resolve() == Path(leaf.ann_dir).resolve()
+    shared = leaf.ann_dir is not None and Path(leaf.ann_dir).resolve().is_relative_to(Path(leaf.img_dir).resolve())
     read = (leaf.img_suffix, leaf.seg_map_suffix) if shared else (leaf.img_suffix,)
     return sorted(name for name in images if name.lower().endswith(IMAGE_SUFFIXES) and not name.endswith(read))
 
@@ -91,6 +91,9 @@ def _hint(absent: list[str], suffix: str, present: set[str], field: str) -> str:
     stem = os.path.normpath(absent[0].removesuffix(suffix))
     if stem in present:
         return f"{stem} is there: lines of a split file are names without their suffix. Remove it from each line."
+    first, *others = stem.split()
+    if others and {first, first + suffix} & present:
+        return f"'{stem}' is more than a name: each line of a split file is one name without suffix. Remove the rest."
     others = [name.removeprefix(stem) for name in present if name.startswith(stem)]
     others = sorted((other for other in others if not other[0].isalnum()), key=lambda other: (len(other), other))
     if not others:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ds_seg.data.label_rules import IGNORED, LabelRule
-from ds_seg.data.lint import describe_pairs, show_progress
+from ds_seg.data.lint import count_ids, describe_pairs, show_progress
 from ds_seg.data.pair_files import PairFiles, PairReport, inspect_pair, start_worker
 from ds_seg.errors import DataError
 
@@ -41,10 +41,7 @@ class SplitSurvey:
     @cached_property
     def pixels_by_rule(self) -> Mapping[LabelRule, Counter[int]]:
         """How often each id occurs in the annotations that follow a rule."""
-        counts: dict[LabelRule, Counter[int]] = {pair.rule: Counter() for pair in self.pairs}
-        for pair, report in zip(self.pairs, self.reports, strict=True):
-            counts[pair.rule].update(report.pixels_by_id or {})
-        return counts
+        return count_ids(self.pairs, self.reports)
 
     @cached_property
     def class_pixels(self) -> list[int]:

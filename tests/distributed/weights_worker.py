@@ -21,10 +21,11 @@ from ds_seg import distributed
 from ds_seg.commands import add_commands
 from ds_seg.config import CONFIGS_ROOT, RunOptions, build_run_config
 from ds_seg.data.demo_scenes import write_demo_dataset
+from ds_seg.data.opening import open_datasets
 from ds_seg.errors import WeightsError
 from ds_seg.models import InternViT, build_heads, load_backbone_weights
 from ds_seg.models.weight_segmentor import load_segmentor_weights
-from ds_seg.session import Evaluator, build_engines, open_dataset
+from ds_seg.session import Evaluator, build_engines
 
 sys.path.insert(0, str(CONFIGS_ROOT.parent / "benchmarks"))
 import load_weights as benchmark
@@ -164,7 +165,7 @@ def check_commands() -> dict:
     config = OUT / "tiny.py"
     on_rank_0(lambda: config.write_text(TINY_CONFIG.format(base=str(CONFIGS_ROOT / "runs" / "demo.py"))))
     run = build_run_config(RunOptions(str(config)), distributed.world_size())
-    dataset = open_dataset(run, "test")
+    (dataset,) = open_datasets(run, "test")
     engines = build_engines(run, training=False, weights=None, log=lambda _: None)
     torch.manual_seed(9)
     torch.nn.init.normal_(engines.heads.decode_head.conv_seg.weight)  # so that more than one class is predicted

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ds_seg.data.images import ArrayPipeline, ImageFiles
+from ds_seg.data.images import ArrayPipeline, ImageFiles, open_images, validate_images
 from ds_seg.data.loader import make_test_sample
 from ds_seg.errors import ConfigError
 from tiny_export import CLASSES, PALETTE, PIPELINE
@@ -42,3 +42,10 @@ def test_a_step_that_can_not_be_built(step, fault):
 def test_classes_may_be_listed_in_a_file(tmp_path):
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
     assert tuple(ImageFiles([], PIPELINE, str(tmp_path / "classes.txt"), None).CLASSES) == CLASSES
+
+
+def test_files_of_any_size_may_be_predicted(tmp_path, monkeypatch):
+    Image.new("RGB", (60, 44)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    section = {"type": "FoldersDataset", "pipeline": PIPELINE, "classes": CLASSES}
+    validate_images(open_images({"test": section}, [tmp_path / "large.png"]))

@@ -25,6 +25,12 @@ def test_builds_without_touching_the_config(make_cfg: MakeCfg) -> None:
     assert build_dataset(make_cfg("val"), role="val").test_mode
 
 
+def test_images_of_any_size_may_be_read(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    build_dataset(make_cfg(), role="train")
+    assert Image.MAX_IMAGE_PIXELS is None
+
+
 def test_wrappers_resolve_to_the_files(make_cfg: MakeCfg) -> None:
     repeated = {"type": "RepeatDataset", "times": 3, "dataset": make_cfg()}
     dataset = build_dataset([make_cfg(), repeated], role="train")
@@ -134,6 +140,11 @@ def test_classes_must_be_named(make_cfg: MakeCfg) -> None:
         ConfigError, match=r"data\.train\.classes is not set, and CustomDataset has no classes of its own"
     ):
         build_dataset(cfg, role="train")
+
+
+def test_classes_of_one_name_are_refused(make_cfg: MakeCfg) -> None:
+    with pytest.raises(ConfigError, match=r"data\.train\.classes names 'a', 'c' more than once, and scores go by name"):
+        build_dataset(make_cfg(type="FoldersDataset", classes=list("acba" + "c")), role="train")
 
 
 def test_some_of_a_datasets_classes(make_cfg: MakeCfg, folder: Path) -> None:

@@ -151,6 +151,25 @@ def test_what_may_be_on_purpose_is_a_warning(make_cfg: MakeCfg, folder: Path) ->
 
 
 @pytest.mark.usefixtures("quick")
+def test_names_that_a_split_file_lists_more_than_once(make_cfg: MakeCfg, folder: Path) -> None:
+    (folder / "train.txt").write_text("street_0\nstreet_1\nstreet_0\nstreet_0\n")
+    diagnosis = examine(train=make_cfg(split="train.txt"))
+    assert diagnosis.faults == []
+    image = folder / "images/train/street_0.jpg"
+    assert findings_of(diagnosis, "repeated") == [f"{image} is listed 3 times in {folder / 'train.txt'}"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_a_class_without_a_pixel_scores(make_cfg: MakeCfg, val: dict[str, Any]) -> None:
+    names = [*map(str, range(11)), "absent"]
+    diagnosis = examine(val={**val, "type": "FoldersDataset", "classes": names, "img_suffix": ".jpg"})
+    message = (
+        "'absent' has no pixel: if it is predicted for a labelled pixel, its IoU is 0 and counts in mIoU; else mIoU"
+    )
+    assert findings_of(diagnosis, "absent class")[-1].startswith(message)
+
+
+@pytest.mark.usefixtures("quick")
 def test_mistakes_that_only_the_whole_dataset_tells(make_cfg: MakeCfg, folder: Path) -> None:
     binary = make_cfg(type="FoldersDataset", classes=["ground", "roof"])
     for path in (folder / "annotations/train").iterdir():
@@ -161,6 +180,26 @@ def test_mistakes_that_only_the_whole_dataset_tells(make_cfg: MakeCfg, folder: P
     assert examine(train=binary).faults == []
     reduced = {**binary, "reduce_zero_label": True}
     assert "each taken for its neighbour" in findings_of(examine(train=reduced, val=reduced), "labels")[0]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_split_of_which_nothing_counts_is_a_fault(make_cfg: MakeCfg, folder: Path, val: dict[str, Any]) -> None:
+    for path in (folder / "annotations/val").iterdir():
+        Image.fromarray(np.full((44, 60), 255, np.uint8)).save(path)
+    (fault,) = examine(train=make_cfg(), val=val).faults
+    assert (fault.kind, fault.split) == ("labels", "data.val") and fault.message.startswith("Every pixel is ignored")
+
+
+@pytest.mark.usefixtures("quick")
+def test_classes_in_another_order_than_in_training(make_cfg: MakeCfg, val: dict[str, Any]) -> None:
+    names = list("abcdefghijk")
+    own = {"type": "FoldersDataset", "img_suffix": ".jpg"}
+    train = make_cfg(**own, classes=names)
+    (fault,) = examine(train=train, val={**val, **own, "classes": names[::-1]}).faults
+    assert (fault.kind, fault.split) == ("classes", "data.val")
+    assert fault.message.startswith(
+        "the classes 0, 1, 2, 3, 4, ... are k, j, i, h, g, ... in data.val, but a, b, c, d, e,"
+    )
 
 
 @pytest.mark.usefixtures("quick")

@@ -4,7 +4,15 @@ import re
 
 import pytest
 
-from ds_seg.data.label_rules import IGNORED, OUTSIDE, LabelRule, explain_wrong_ids, find_rule_mistakes
+from ds_seg.data.label_rules import (
+    IGNORED,
+    OUTSIDE,
+    LabelRule,
+    explain_wrong_ids,
+    find_mistakes,
+    find_nothing_labelled,
+    find_rule_mistakes,
+)
 
 PLAIN = LabelRule(num_classes=3)
 REDUCED = LabelRule(num_classes=3, reduce_zero_label=True)
@@ -45,8 +53,6 @@ def test_wrong_ids_are_explained_with_the_cure(ids: tuple[int, ...], rule: Label
     [
         ((0, 255), PLAIN, r"hold only 0 and 255, and 255 is ignored.*Write 1 \(white\) as the id of the second class"),
         ((0, 255), REDUCED, r"hold only 0 and 255"),
-        ((255,), PLAIN, r"Every pixel is ignored: only the ids 255 occur"),
-        ((0,), REDUCED, r"Every pixel is ignored: only the ids 0 occur"),
         ((0, 1, 2), REDUCED, r"ignores id 0 \(33 % of all pixels\) and takes 1\.\.3.*3 never occurs.*Set reduce"),
         ((0, 1, 2, 255), REDUCED, r"each taken for its neighbour\. Set reduce_zero_label=False, both"),
     ],
@@ -70,3 +76,18 @@ def test_allowed_ids_that_tell_of_a_mistake(ids: tuple[int, ...], rule: LabelRul
 )
 def test_what_may_be_on_purpose_is_no_mistake(ids: tuple[int, ...], rule: LabelRule) -> None:
     assert find_rule_mistakes(dict.fromkeys(ids, 10), rule) == []
+
+
+@pytest.mark.parametrize(("label", "rule"), [(255, PLAIN), (0, REDUCED), (2, LabelRule(3, ignore_index=2))])
+def test_a_split_of_which_nothing_counts(label: int, rule: LabelRule) -> None:
+    found = find_nothing_labelled({rule: {label: 9}})
+    assert found == f"Every pixel is ignored: only the ids {label} occur. Correct reduce_zero_label or the masks."
+    assert find_nothing_labelled({rule: {label: 9}, LabelRule(9): {0: 1}}) is None
+    assert find_nothing_labelled({rule: {}}) is find_nothing_labelled({}) is None
+
+
+def test_mistakes_are_looked_for_in_all_splits_together() -> None:
+    train, val = {REDUCED: {0: 5, 1: 5, 2: 5}}, {REDUCED: {0: 1, 1: 1}}
+    ((fields, mistake),) = find_mistakes({"data.train": train, "data.val": val, "data.test": {PLAIN: {0: 1}}})
+    assert fields == "data.train, data.val" and "id 0 (35 % of all pixels)" in mistake
+    assert find_mistakes({"data.train": train, "data.val": {REDUCED: {3: 1}}}) == []

@@ -228,7 +228,7 @@ def test_as_many_unreadable_files_as_stated_are_tolerated_and_no_other_fault(mak
     arguments = dict(num_classes=11, rank=0, world_size=1, threads=1, progress=False)
     for index in range(2):
         (folder / f"images/train/street_{index}.jpg").unlink()
-    bad = validate_annotations(dataset, **arguments, most_bad=2)
+    bad = validate_annotations(dataset, **arguments, most_bad=2).bad
     assert len(bad) == 2 and "street_0.jpg: can't be read" in bad[0]
     with pytest.raises(DataError, match="2 of 7 images can't be used"):
         validate_annotations(dataset, **arguments, most_bad=1)

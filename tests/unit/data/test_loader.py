@@ -328,6 +328,14 @@ def test_failing_pipeline_names_the_sample_and_the_place(make_cfg: MakeCfg) -> N
     assert read_failure(DataError, dataset, 1) == message
 
 
+def test_an_image_that_opencv_can_not_decode_is_not_the_pipelines_fault(make_cfg: MakeCfg, folder: Path) -> None:
+    for path in (folder / "images/train").iterdir():
+        Image.fromarray(np.ones((44, 60), np.float32)).save(path.with_suffix(".tif"))
+    cfg = make_cfg(type="FoldersDataset", classes=list("abcdefghijk"), img_suffix=".tif")
+    message = read_failure(UnreadableSample, build_dataset(cfg, role="train"), 0)
+    assert re.search(r"_\d\.tif \(\d+ bytes\): OpenCV can't decode it; save it as JPEG or PNG", message)
+
+
 def test_pipeline_that_collects_no_labels(make_cfg: MakeCfg) -> None:
     pipeline = [*make_cfg()["pipeline"][:-1], {"type": "Collect", "keys": ["img"]}]
     dataset = build_dataset(make_cfg(pipeline=pipeline), role="train")

@@ -13,7 +13,7 @@ from PIL import Image
 
 import ds_seg.data.pair_files as pair_files
 from ds_seg.data.label_rules import LabelRule
-from ds_seg.data.pair_files import PairFiles, inspect_pair, read_image_size, start_worker
+from ds_seg.data.pair_files import PairFiles, accept_large_images, inspect_pair, read_image_size, start_worker
 
 RULE = LabelRule(num_classes=11)
 
@@ -92,11 +92,31 @@ def test_start_worker_keeps_what_libjpeg_says(monkeypatch: pytest.MonkeyPatch, d
     redirected = []
     monkeypatch.setattr(pair_files, "_messages", None)
     monkeypatch.setattr(pair_files.os, "dup2", lambda source, target: redirected.append((source, target)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     threads = cv2.getNumThreads()
     start_worker()
     cv2.setNumThreads(threads)
+    assert Image.MAX_IMAGE_PIXELS is None
     assert pair_files._messages is not None and redirected == [(pair_files._messages.fileno(), 2)]
     assert faults_of(damaged_inside, decode_image=True) == []  # libjpeg's words went elsewhere
+
+
+@pytest.mark.parametrize("shape", [(44, 1), (1, 60), (1, 1)])
+def test_a_side_of_one_pixel_is_what_mmseg_drops(folder: Path, shape: tuple[int, int]) -> None:
+    pair = pair_of(folder)
+    Image.fromarray(np.zeros((*shape, 3), np.uint8)).save(pair.image_path)
+    Image.fromarray(np.zeros(shape, np.uint8)).save(pair.annotation_path or "")
+    (fault,) = faults_of(pair)
+    assert fault.endswith(
+        f"{shape[1]} x {shape[0]} px (width x height), and MMSeg's LoadAnnotations drops a side of 1 px"
+    )
+    assert inspect_pair(PairFiles(pair.image_path, None, RULE), decode_image=True).faults == ()
+
+
+def test_pillows_limit_is_lifted_for_a_users_own_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    accept_large_images()
+    assert faults_of(pair_of(folder), decode_image=True) == []
 
 
 def test_an_image_that_opencv_can_not_decode(folder: Path) -> None:

@@ -67,12 +67,25 @@ def test_the_suffix_of_listed_images_is_found(custom: MakeCfg, folder: Path) -> 
     assert found.image_hint.startswith("street_0.jpg is there: lines of a split file are names without their suffix.")
 
 
+@pytest.mark.parametrize("line", ["street_0.jpg street_0.png", "street_0 1"])
+def test_lines_of_several_columns_are_explained(custom: MakeCfg, folder: Path, line: str) -> None:
+    (folder / "train.txt").write_text(f"{line}\n")
+    hint = f"'{line}' is more than a name: each line of a split file is one name without suffix. Remove the rest."
+    found = unpaired_of(custom(split="train.txt"))
+    assert (found.image_hint, found.annotation_hint) == (hint, hint if "png" not in line else "")
+
+
 def test_images_and_masks_in_one_folder(custom: MakeCfg, folder: Path) -> None:
     for path in (folder / "annotations/train").iterdir():
         path.rename(folder / "images/train" / path.name)
     found = unpaired_of(custom(ann_dir="images/train"))
     assert found == Unpaired([], [], [], [], "", "")
     assert count_suffixes(str(folder / "images/train")) == [(".jpg", 7), (".png", 7)]
+
+
+def test_masks_in_a_folder_among_the_images_are_no_images(custom: MakeCfg, folder: Path) -> None:
+    shutil.move(folder / "annotations/train", folder / "images/train/masks")
+    assert unpaired_of(custom(ann_dir="images/train/masks")).unread_images == []
 
 
 def test_what_is_not_on_a_disk_and_what_pairs_by_its_own_rule_is_left_alone(make_cfg: MakeCfg, folder: Path) -> None:

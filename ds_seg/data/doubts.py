@@ -1,0 +1,66 @@
+"""What the doctor calls a fault and training can live with, from what its check at start has read anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ds_seg.openmmlab  # noqa: F401
+from ds_seg.data.build import leaf_datasets, sample_paths
+from ds_seg.data.label_rules import PixelCounts, find_mistakes, find_nothing_labelled
+from ds_seg.data.lint import find_cures
+from ds_seg.data.pairing import find_unpaired
+
+from mmseg.datasets import CustomDataset  # isort: skip
+
+_TRAIN = "data.train"
+_NAMED_AT_MOST = 3
+
+
+def find_doubts(datasets: Mapping[str, Any], counts: Mapping[str, PixelCounts]) -> list[str]:
+    """What is most likely a mistake, a line each with the cure.
+
+    Args:
+        datasets: dotted config field -> MMSeg dataset, or MMSeg's wrapper around several.
+        counts: dotted config field -> how often each id occurs there; empty where annotations were not read.
+    """
+    doubts = [f"{field}: {doubt}" for field, found in counts.items() if (doubt := find_nothing_labelled(found))]
+    if _TRAIN in datasets:  # one split alone may lack a class
+        doubts += [f"{fields}: {mistake}" for fields, mistake in find_mistakes(counts)]
+        trained = _image_paths(datasets[_TRAIN])
+        doubts += [doubt for field in datasets if field != _TRAIN for doubt in _shared(field, datasets[field], trained)]
+    for field, dataset in datasets.items():
+        doubts += [doubt for leaf in leaf_datasets(dataset) if not leaf.split for doubt in _left_out(field, leaf)]
+    return doubts
+
+
+def _image_paths(dataset: Any) -> set[str]:
+    return {sample_paths(leaf, index)[0] for leaf in leaf_datasets(dataset) for index in range(len(leaf))}
+
+
+def _shared(field: str, dataset: Any, trained: set[str]) -> Iterator[str]:
+    shared = sorted(_image_paths(dataset) & trained)
+    if shared:
+        yield (
+            f"{field}: {len(shared)} of its images are in {_TRAIN} too ({_name_some(shared)}), so that its scores are "
+            f"not on unseen images. {find_cures({'duplicate'})[0]}"
+        )
+
+
+def _left_out(field: str, leaf: CustomDataset) -> Iterator[str]:
+    found = find_unpaired(leaf, field)
+    if found.unread_images:
+        yield (
+            f"{field}: {len(found.unread_images)} images in {leaf.img_dir} are left out because they don't end with "
+            f"'{leaf.img_suffix}' ({_name_some(found.unread_images)}). Rename them, or correct "
+            f"{field}.img_suffix (where its type takes one)."
+        )
+    elif found.orphaned_annotations:
+        yield (
+            f"{field}: {len(found.orphaned_annotations)} annotations in {leaf.ann_dir} have no image "
+            f"({_name_some(found.orphaned_annotations)}). {find_cures({'unpaired'})[0]}"
+        )
+
+
+def _name_some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED_AT_MOST]) + (", ..." if len(names) > _NAMED_AT_MOST else "")
