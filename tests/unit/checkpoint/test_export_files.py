@@ -6,6 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import ds_seg.openmmlab  # noqa: F401
+from disks import fill, small_disk
 from ds_seg.checkpoint.export import note_for_mmseg, validate_output, write_export
 from ds_seg.checkpoint.model_weights import open_exported, open_modules
 from ds_seg.errors import UserError
@@ -110,6 +111,15 @@ def test_a_file_that_can_not_be_written(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match=r"model\.pth can't be written: .*Choose another --out, or make room there"):
         export(tmp_path / "taken" / "model.pth", describe())
+
+
+def test_a_disk_that_is_full_with_the_scratch_file(tmp_path):
+    export(tmp_path / "model.pth", describe())
+    with small_disk(tmp_path / "disk", 1) as disk:
+        fill(disk, leave_bytes=int(1.5 * (tmp_path / "model.pth").stat().st_size))
+        with pytest.raises(UserError, match=r"model\.pth can't be written: .*No space left.*Choose another --out"):
+            export(disk / "model.pth", describe())
+        assert [path.name for path in disk.iterdir()] == ["ballast"]
 
 
 @pytest.mark.parametrize(("name", "file_format"), [("a.pth", "safetensors"), ("a.bin", "mmseg"), ("a", "mmseg")])
