@@ -57,7 +57,7 @@ def _run_command(argv: Sequence[str]) -> None:
     except DsSegError as error:
         _fail(error.exit_code, f"ds-seg: {type(error).__name__}: {error}")
     except KeyboardInterrupt:
-        _fail(EXIT_INTERRUPTED, "ds-seg: interrupted before training began; there is nothing to save.")
+        _fail(EXIT_INTERRUPTED, f"ds-seg: {args.command} was interrupted; what it had written by then stays.")
     except Exception as error:  # a fault of ours or of a library: told once, and no rank left behind
         _fail(EXIT_FAULT, describe_fault(error, distributed.rank()))
     distributed.shutdown()

@@ -12,7 +12,7 @@ EXIT_STOPPED_BY_SIGNAL = 75
 
 
 EXIT_INTERRUPTED = 130
-"""Ctrl-C before there was anything to save: 128 + SIGINT, as shells have it."""
+"""Ctrl-C where there was nothing to save: 128 + SIGINT, as shells have it."""
 
 
 class DsSegError(Exception):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from ds_seg.errors import UserError
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
@@ -33,3 +37,56 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def validate_output_file(option: str, path: Path) -> None:
+    """Check, before the work begins, that a file can be written where the user wants it.
+
+    Args:
+        option: that names it, for messages.
+        path: of the file; one that is there is replaced, its folders are made.
+
+    Raises:
+        UserError: something else than a file is there, or its folder can't be written.
+    """
+    validate_output_folder(option, path.absolute().parent)
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise UserError(f"{option} {path} is {kind}, and a file is to be written there. Choose another {option}.")
+
+
+def validate_output_folder(option: str, path: Path) -> None:
+    """Check, before the work begins, that files can be written into a folder, which is made if need be.
+
+    Args:
+        option: that names it, for messages.
+        path: of the folder.
+
+    Raises:
+        UserError: it, or what it is to be made in, is no folder or can't be written.
+    """
+    with writing(option, path):
+        folder = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not folder.is_dir():
+        raise UserError(f"{option}: {folder} is a file, and a folder is wanted there. Choose another {option}.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{option}: folder {folder} can't be written. Choose another {option}, or make it writable.")
+
+
+@contextlib.contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Say what could not be written where the disk refuses what is done within.
+
+    Args:
+        option: that names it, for the message.
+        path: what the user asked for.
+
+    Raises:
+        UserError: the disk is full, or refuses something else.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{option} {path} can't be written: {error}. Choose another {option}, or make room there."
+        ) from error

@@ -88,12 +88,13 @@ class SegmentationModel:
         Raises:
             DataError: an image is no such array.
         """
-        batch = [images] if isinstance(images, np.ndarray) else images
+        several = isinstance(images, Sequence) and not isinstance(images, str)
+        batch: Sequence[np.ndarray] = images if several else [images]  # type: ignore[list-item,assignment]
         for index, image_HW3 in enumerate(batch):
-            _validate_image(image_HW3, "model(image)" if batch is not images else f"model(images), images[{index}]")
+            _validate_image(image_HW3, f"model(images), images[{index}]" if several else "model(image)")
         with distributed.alone():
             found = self._segment(batch, probabilities)
-        return found[0] if isinstance(images, np.ndarray) else found
+        return found if several else found[0]
 
     def _segment(self, images: Sequence[np.ndarray], probabilities: bool) -> list[Segmentation]:
         predictions = predict_images(
@@ -189,7 +190,10 @@ def _validate_image(image_HW3: object, where: str) -> None:
     """
     wanted = "want an RGB image as numpy array of dtype uint8 and shape (H, W, 3)"
     if not isinstance(image_HW3, np.ndarray):
-        raise DataError(f"{where}: got {type(image_HW3).__name__}, {wanted}. Convert it, as with numpy.asarray(image).")
+        raise DataError(
+            f"{where}: got {type(image_HW3).__name__}, {wanted}. "
+            "Convert it: numpy.asarray(image.convert('RGB')) does for one of PIL."
+        )
     shape = image_HW3.shape
     if image_HW3.ndim != 3 or shape[2] != 3 or 0 in shape:
         hint = "Give several images as a list. " if image_HW3.ndim == 4 else ""

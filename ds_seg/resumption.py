@@ -1,13 +1,17 @@
-"""The run that a command line means: where it goes on from a checkpoint, a step stays as large as it was there."""
+"""The run that a command line means, in what its checkpoint decides: the size of a step, and what it computes in."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from ds_seg import distributed
-from ds_seg.checkpoint.store import find_checkpoint, list_checkpoints
+from ds_seg.checkpoint.description import read_trained_dtype
+from ds_seg.checkpoint.store import find_checkpoint, list_checkpoints, resolve_weights
 from ds_seg.checkpoint.training_state import read_state
 from ds_seg.config import RunConfig, RunOptions, build_run_config
 from ds_seg.errors import CheckpointError
@@ -40,6 +44,36 @@ def resolve_run(options: RunOptions) -> RunConfig:
         "on that; BatchNorm in the heads sees one micro-batch of all processes at a time"
     )
     return dataclasses.replace(run, notes=(*run.notes, note))
+
+
+def resolve_trained(options: RunOptions, checkpoint: str) -> tuple[RunConfig, Path]:
+    """The run and the weights of an evaluation, prediction or export; a collective over all ranks.
+
+    The backbone computes in what the weights were trained in, where they tell; a DeepSpeed JSON on the command line
+    decides otherwise.
+
+    Args:
+        options: of the command line.
+        checkpoint: see `resolve_weights`.
+
+    Raises:
+        ConfigError: with every fault of the config.
+        CheckpointError: there is no such checkpoint, or it is damaged.
+        WeightsError: the weight file can't be read.
+    """
+    run = build_run_config(options, distributed.world_size())
+    weights = distributed.agree(lambda: resolve_weights(checkpoint))
+    if options.deepspeed_config is not None:
+        return run, weights
+    trained = distributed.broadcast_object(
+        distributed.agree(lambda: read_trained_dtype(weights) if distributed.is_main() else None)
+    )
+    bf16 = trained == torch.bfloat16
+    if trained is None or bf16 == run.bf16:
+        return run, weights
+    if distributed.is_main():
+        print(f"the backbone computes in {str(trained).removeprefix('torch.')}, what {weights} was trained in")
+    return dataclasses.replace(run, deepspeed={**run.deepspeed, "bf16": {"enabled": bf16}}), weights
 
 
 def _read_saved(run: RunConfig) -> dict[str, Any] | None:

@@ -15,10 +15,10 @@ import ds_seg.openmmlab  # noqa: F401
 from ds_seg import distributed
 from ds_seg.checkpoint import choose_resume_point
 from ds_seg.checkpoint.config_record import CONFIG_FILE, describe_changes, record_config
-from ds_seg.checkpoint.store import checkpoint_step, checkpoints_folder, drop_leftovers, list_folders
+from ds_seg.checkpoint.store import checkpoint_step, checkpoints_folder, drop_leftovers, list_checkpoints, list_folders
 from ds_seg.config import RunConfig
 from ds_seg.errors import UserError
-from ds_seg.files import write_text_atomic
+from ds_seg.files import validate_output_folder, write_text_atomic
 from ds_seg.tracking.files import write_json_atomic
 
 from mmcv import Config  # isort: skip
@@ -27,11 +27,8 @@ _PACKAGES = ("torch", "deepspeed", "mmcv-full", "mmsegmentation", "wandb", "nump
 _OUTPUTS = ("checkpoints", "metrics.jsonl", "summary.json", "report.html", "predictions", "stacks", "wandb_run_id")
 
 
-def open_work_dir(run: RunConfig) -> Path | None:
-    """Prepare the work dir and find the whole checkpoint to resume from; a collective over all ranks.
-
-    A run that does not resume moves the outputs of an earlier one to `earlier-N`, so that nothing is lost
-    and nothing of it can be mistaken for this run's.
+def find_resume_point(run: RunConfig) -> Path | None:
+    """Find the whole checkpoint to resume from; a collective over all ranks.
 
     Returns:
         The checkpoint to resume from, or None for a run that starts anew.
@@ -40,22 +37,42 @@ def open_work_dir(run: RunConfig) -> Path | None:
         CheckpointError: `--resume TAG` names no whole checkpoint, or `--resume auto` finds damaged ones only.
         UserError: the work dir can't be written.
     """
+    _on_main(run.work_dir, lambda: validate_output_folder("--work-dir", run.work_dir))
+    if not run.resume:
+        return None
+    _on_main(run.work_dir, lambda: drop_leftovers(run.work_dir))
+    resume_from = choose_resume_point(run.work_dir, run.resume, _warn)
+    if distributed.is_main():
+        if resume_from is None:
+            _tell_of_no_resume(run.work_dir)
+        elif changes := describe_changes(resume_from, run):
+            print(changes, flush=True)
+    return resume_from
 
-    resume_from = None
-    if run.resume:
-        _on_main(run.work_dir, lambda: drop_leftovers(run.work_dir))
-        resume_from = choose_resume_point(run.work_dir, run.resume, _warn)
+
+def open_work_dir(run: RunConfig, resumed_step: int | None) -> None:
+    """Make the work dir this run's, just before its first step; a collective over all ranks.
+
+    What an earlier run left there moves to `earlier-N`, all of it or, for a run that goes on, the checkpoints after the
+    step where it does. So nothing is lost, and nothing of it can be mistaken for this run's.
+
+    Args:
+        run: whose start can't fail any more.
+        resumed_step: of the checkpoint that it goes on from; None for one that starts anew.
+
+    Raises:
+        UserError: the work dir can't be written.
+    """
 
     def prepare() -> None:
         checkpoints_folder(run.work_dir).mkdir(parents=True, exist_ok=True)
-        if resume_from is None:
+        if resumed_step is None:
             _set_earlier_run_aside(run.work_dir)
-        elif changes := describe_changes(resume_from, run):
-            print(changes, flush=True)
+        else:
+            _set_newer_checkpoints_aside(run.work_dir, resumed_step)
         _write_description(run)
 
     _on_main(run.work_dir, prepare)
-    return resume_from
 
 
 def _on_main(work_dir: Path, change: Callable[[], None]) -> None:
@@ -76,19 +93,26 @@ def _warn(text: str) -> None:
         print(f"warning: {text}", flush=True)
 
 
+def _tell_of_no_resume(work_dir: Path) -> None:
+    """Say that `--resume auto` starts anew, and from what it could go on that was set aside."""
+    aside = [folder for earlier in sorted(work_dir.glob("earlier-*")) for folder in list_checkpoints(earlier)]
+    newest = max(aside, key=lambda folder: folder.stat().st_mtime, default=None)
+    hint = f"; to go on with a run that was set aside: --resume {newest}" if newest else ""
+    print(f"--resume auto: {checkpoints_folder(work_dir)} has no checkpoint, so the run starts anew{hint}", flush=True)
+
+
 def _set_earlier_run_aside(work_dir: Path) -> None:
     outputs = [work_dir / name for name in _OUTPUTS if (work_dir / name).exists()]
     if any(path.is_file() or any(path.iterdir()) for path in outputs):
-        aside = _set_aside(work_dir, outputs)
-        print(f"moved the outputs of an earlier run to {aside} (--resume auto would have gone on with it)")
+        hint = " (--resume auto would have gone on with it)" if list_checkpoints(work_dir) else ""
+        print(f"moved the outputs of an earlier run to {_set_aside(work_dir, outputs)}{hint}")
         checkpoints_folder(work_dir).mkdir()
 
 
-def set_newer_checkpoints_aside(work_dir: Path, resumed_from: Path) -> None:
-    """Move the checkpoints after the one a run resumed from, so that no later `--resume auto` takes them."""
-    newer = [path for path in list_folders(work_dir) if checkpoint_step(path) > checkpoint_step(resumed_from)]
-    if newer and resumed_from.parent == checkpoints_folder(work_dir):
-        print(f"moved the checkpoints after {resumed_from.name} to {_set_aside(work_dir, newer)}")
+def _set_newer_checkpoints_aside(work_dir: Path, step: int) -> None:
+    newer = [path for path in list_folders(work_dir) if checkpoint_step(path) > step]
+    if newer:
+        print(f"moved the checkpoints after step {step} to {_set_aside(work_dir, newer)}")
 
 
 def _set_aside(work_dir: Path, paths: list[Path]) -> Path:

@@ -11,15 +11,18 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ds_seg.checkpoint.training_state import read_state
 from ds_seg.config import RunConfig
 from ds_seg.config.head_fields import predicting_head
 from ds_seg.data.head_fit import find_misfits
 from ds_seg.data.images import ArrayPipeline, open_images
 from ds_seg.errors import ConfigError, WeightsError
+from ds_seg.models.weight_files import WeightFiles, is_weight_path
 
 _KEY = "ds_seg"
 _VERSION = 1
@@ -130,6 +133,22 @@ def read_description(path: object, meta: Mapping[str, Any]) -> ModelDescription:
             f"{path} describes its model in a way that this ds-seg can't read ({type(error).__name__}: {error}). "
             "Export the checkpoint again with the ds-seg that is to read it."
         ) from error
+
+
+def read_trained_dtype(source: Path) -> torch.dtype | None:
+    """What the backbone of a checkpoint or an exported file computed in when it was trained; None: it does not tell.
+
+    Args:
+        source: see `resolve_weights`.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+        WeightsError: the file can't be read.
+    """
+    if not is_weight_path(source):
+        return torch.bfloat16 if read_state(source)["bf16"] else torch.float32
+    meta = WeightFiles(source).meta
+    return read_description(source, meta).dtype if _KEY in meta else None
 
 
 def _to_palette(colours: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:

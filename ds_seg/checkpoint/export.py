@@ -21,7 +21,7 @@ from ds_seg.checkpoint.description import ModelDescription
 from ds_seg.checkpoint.model_weights import ModelWeights
 from ds_seg.config.head_fields import auxiliary_head_fields, decode_head_fields
 from ds_seg.errors import UserError
-from ds_seg.files import sync_folder
+from ds_seg.files import sync_folder, validate_output_file, writing
 from ds_seg.models.weight_dialects import spell_as_intern_vision
 
 SUFFIXES = {"safetensors": ".safetensors", "mmseg": ".pth"}
@@ -49,14 +49,15 @@ def validate_output(path: Path, file_format: str) -> None:
     """Check that a file of this format can be loaded under this name.
 
     Raises:
-        UserError: it has another suffix, or is a folder.
+        UserError: it has another suffix, or can't be written.
     """
     wanted = SUFFIXES[file_format]
-    if path.suffix != wanted or path.is_dir():
+    if path.suffix != wanted:
         raise UserError(
             f"--out {path}: a file of --format {file_format} is recognised by its suffix {wanted}. Write to "
             f"{path.with_suffix(wanted)} instead."
         )
+    validate_output_file("--out", path)
 
 
 @contextmanager
@@ -86,7 +87,7 @@ def write_export(
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        try:
+        with writing("--out", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if file_format == "safetensors":
                 tensors = _list_tensors(weights, description.model, dtype, spell_as_intern_vision)
@@ -94,8 +95,6 @@ def write_export(
             else:
                 tensors = _list_tensors(weights, description.model, dtype, "backbone.{}".format)
                 _write_torch(temporary, tensors, description.to_meta(), progress)
-        except OSError as error:
-            raise UserError(f"{path} can't be written: {error}. Choose another --out, or make room there.") from error
         yield temporary
         temporary.replace(path)
         sync_folder(path.parent)
@@ -182,7 +181,12 @@ def _write_torch(
         mapped = safe_open(scratch, "pt")
         state = {tensor.name: mapped.get_tensor(tensor.name) for tensor in tensors}
         with path.open("wb") as file:
-            torch.save({"meta": dict(meta), "state_dict": state}, file)
+            try:
+                torch.save({"meta": dict(meta), "state_dict": state}, file)
+            except RuntimeError as error:  # torch's own, where the disk refuses
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
             file.flush()
             os.fsync(file.fileno())
     finally:

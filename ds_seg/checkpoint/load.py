@@ -53,6 +53,8 @@ def resume_training(
     saved = distributed.agree(lambda: _open_for_resume(folder, engines, run, averaged=ema is not None))
     if saved.shards is not None:
         load_backbone(saved.shards, engines)
+    else:
+        _hand_out(saved.frozen, engines.backbone.module)
     engines.heads.load_state_dict(saved.parts["heads"])
     engines.head_optimizer.load_state_dict(saved.parts["optimizer"])
     if ema is not None:
@@ -100,6 +102,9 @@ class _Opened:
     parts: dict[str, Any]
     """Heads, their optimizer and their averages."""
     shards: SavedShards | None
+    """Of a backbone that trains."""
+    frozen: SavedBackbone | None
+    """One that does not, on global rank 0."""
     averages: SavedBackboneAverages
 
 
@@ -109,9 +114,10 @@ def _open_for_resume(folder: Path, engines: Engines, run: RunConfig, *, averaged
     validate_same_run(folder, content, run, engines, averaged=averaged)
     parts = torch.load(folder / HEADS_FILE, map_location=engines.device, weights_only=True)
     shards = SavedShards(folder) if engines.trainable_backbone else None
+    frozen = SavedBackbone(folder, content) if shards is None and distributed.is_main() else None
     rates = [*(shards.groups[0][RATE_GROUPS] if shards else ()), *parts["optimizer"]["param_groups"]]
     validate_same_rates(folder, rates, engines.param_groups)
-    return _Opened(content, parts, shards, SavedBackboneAverages(folder))
+    return _Opened(content, parts, shards, frozen, SavedBackboneAverages(folder))
 
 
 @torch.no_grad()

@@ -105,7 +105,20 @@ def verify_files(folder: Path, rank: int, world_size: int) -> None:
         CheckpointError: files are missing, or have another size or checksum.
     """
     files = read_manifest(folder).files
-    faults = [fault for name in sorted(files)[rank::world_size] if (fault := _find_fault(folder / name, files[name]))]
+    _compare(folder, {name: files[name] for name in sorted(files)[rank::world_size]})
+
+
+def verify_file(folder: Path, name: str) -> None:
+    """Compare one file of a checkpoint with the manifest.
+
+    Raises:
+        CheckpointError: it is missing, or has another size or checksum.
+    """
+    _compare(folder, {name: read_manifest(folder).files[name]})
+
+
+def _compare(folder: Path, files: Mapping[str, FileEntry]) -> None:
+    faults = [fault for name, wanted in files.items() if (fault := _find_fault(folder / name, wanted))]
     if faults:
         named = "; ".join(f"{path.relative_to(folder)} {fault}" for path, fault in faults)
         raise CheckpointError(f"Checkpoint {folder} is damaged: {named}. {_remedy(folder)}")

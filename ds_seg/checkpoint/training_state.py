@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ds_seg.checkpoint.manifest import verify_file
 from ds_seg.config import RunConfig
 from ds_seg.data.bad_samples import BadSample
 from ds_seg.data.left_out import BatchRange, leave_out
@@ -107,14 +108,10 @@ def read_state(folder: Path) -> dict[str, Any]:
     """The content of a checkpoint's state file; one that does not tell of averages of the weights has none.
 
     Raises:
-        CheckpointError: it is missing or is no JSON.
+        CheckpointError: it is missing or not the one that was saved.
     """
-    try:
-        return {"averaged": False, **json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"Checkpoint {folder} is damaged: {STATE_FILE} can't be read ({error}). Use another checkpoint."
-        ) from error
+    verify_file(folder, STATE_FILE)
+    return {"averaged": False, **json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))}
 
 
 def validate_same_model(folder: Path, content: Mapping[str, Any], backbone: nn.Module, heads: nn.Module) -> None:

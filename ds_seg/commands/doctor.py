@@ -11,6 +11,7 @@ from typing import Any
 from ds_seg import distributed
 from ds_seg.collector import resume_collector
 from ds_seg.errors import EXIT_OK, ConfigError, DataError, UserError
+from ds_seg.files import validate_output_file, writing
 
 # What needs torch or mmseg is imported inside the functions, so that --help answers at once.
 _ROLES = ("train", "val", "test")
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("ds-seg doctor uses all cores by itself: start it alone, without a launcher.")
     if args.workers < 1:
         raise UserError(f"--workers: got {args.workers}, want at least 1.")
+    if args.json:
+        validate_output_file("--json", args.json)
     return check_dataset(args) if args.config else check_environment(args)
 
 
@@ -70,7 +73,8 @@ def check_dataset(args: argparse.Namespace) -> int:
     rate = survey.pairs_read / survey.seconds
     print(f"read {survey.pairs_read} images in {survey.seconds:.1f} s ({rate:.0f} images/s)")
     if args.json:
-        write_json_atomic(args.json, {"config": args.config, **diagnosis.to_dict()})
+        with writing("--json", args.json):
+            write_json_atomic(args.json, {"config": args.config, **diagnosis.to_dict()})
         print(f"wrote {args.json}")
     if diagnosis.warnings:
         print(f"\n{len(diagnosis.warnings)} warnings\n{diagnosis.format_findings(diagnosis.warnings)}")
@@ -113,7 +117,8 @@ def check_environment(args: argparse.Namespace) -> int:
     print(format_checks(checks))
     broken = [check for check in checks if check.verdict == BROKEN]
     if args.json:
-        write_json_atomic(args.json, {"ok": not broken, "checks": [asdict(check) for check in checks]})
+        with writing("--json", args.json):
+            write_json_atomic(args.json, {"ok": not broken, "checks": [asdict(check) for check in checks]})
         print(f"wrote {args.json}")
     if broken:
         lines = "\n".join(f"  {check.name}: {check.found}. {check.remedy}" for check in broken)

@@ -9,7 +9,8 @@ from pathlib import Path
 from ds_seg import distributed
 from ds_seg.collector import resume_collector
 from ds_seg.commands.arguments import CHECKPOINT_HELP, add_config_arguments, run_options
-from ds_seg.errors import EXIT_OK
+from ds_seg.errors import EXIT_OK, UserError
+from ds_seg.files import validate_output_file, writing
 
 # What needs torch or mmseg is imported inside the functions, so that --help answers at once.
 
@@ -31,16 +32,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command on this rank."""
+    if args.window_batch is not None and args.window_batch < 1:
+        raise UserError(f"--window-batch: got {args.window_batch}, want at least 1.")
     distributed.initialize()
-    from ds_seg.checkpoint import resolve_weights
-    from ds_seg.config import build_run_config
     from ds_seg.data.opening import open_datasets
+    from ds_seg.resumption import resolve_trained
     from ds_seg.session import Evaluator, build_engines, enable_test_time_augmentation
     from ds_seg.tracking.summary import write_json_atomic
 
     resume_collector()
-    config = build_run_config(run_options(args), distributed.world_size())
-    weights = distributed.agree(lambda: resolve_weights(args.checkpoint))
+    distributed.agree(lambda: validate_output_file("--out", args.out) if args.out and distributed.is_main() else None)
+    config, weights = resolve_trained(run_options(args), args.checkpoint)
     role = "test" if "test" in config.data else "val"
     if args.tta:
         enable_test_time_augmentation(config, role)
@@ -53,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
         say(f"warning: {fault}")
     scores = {"checkpoint": str(weights), "images": result.images, **result.metrics()}
     if distributed.is_main() and args.out:
-        write_json_atomic(args.out, scores)
+        with writing("--out", args.out):
+            write_json_atomic(args.out, scores)
         say(f"wrote {args.out}")
     elif distributed.is_main():
         say(json.dumps({name: value for name, value in scores.items() if "IoU/" not in name}))

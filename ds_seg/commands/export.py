@@ -58,15 +58,14 @@ def run(args: argparse.Namespace) -> int:
     from ds_seg.checkpoint.export import DTYPES, note_for_mmseg, validate_output, write_export
     from ds_seg.checkpoint.model_weights import open_exported
     from ds_seg.checkpoint.round_trip import compare_logits
-    from ds_seg.checkpoint.store import resolve_weights
-    from ds_seg.config import build_run_config
     from ds_seg.models.load_weights import format_rate
+    from ds_seg.resumption import resolve_trained
 
     resume_collector()
     validate_output(args.out, args.format)
-    config = build_run_config(run_options(args), world_size=1)
+    config, source = resolve_trained(run_options(args), args.checkpoint)
     description = describe_model_of(config)
-    backbone, heads, weights = _open_source(config, resolve_weights(args.checkpoint))
+    backbone, heads, weights = _open_source(config, source)
     dtype = DTYPES[args.dtype]
     started = time.perf_counter()
     with (

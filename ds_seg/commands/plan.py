@@ -12,6 +12,7 @@ from ds_seg import distributed
 from ds_seg.collector import resume_collector
 from ds_seg.commands.arguments import add_config_arguments, run_options
 from ds_seg.errors import EXIT_OK, UserError
+from ds_seg.files import validate_output_file, writing
 
 # What needs torch or mmseg is imported inside the functions, so that --help answers at once.
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     found = _plan_sweep(args, planner, hardware, worlds) if args.sweep else _plan_each(args, planner, hardware, worlds)
     print("\nassumed, not measured:\n  " + "\n  ".join(hardware.describe()))
     if args.json:
-        write_json_atomic(args.json, {"run": planner.run.name, "assumptions": hardware.describe(), "plans": found})
+        with writing("--json", args.json):
+            write_json_atomic(args.json, {"run": planner.run.name, "assumptions": hardware.describe(), "plans": found})
         print(f"wrote {args.json}")
     return EXIT_OK
 
@@ -126,7 +128,8 @@ def _plan_sweep(args: argparse.Namespace, planner: Planner, hardware: Hardware, 
     if left_out:
         print(f"does not fit on {', '.join(map(str, left_out))}")
     chart = args.chart or Path(f"plan_{planner.run.name}_scaling.png")
-    draw_scaling(rows, chart, f"{planner.run.name}, GPUs of {hardware.gpu_memory_gib:g} GiB (predicted)")
+    with writing("--chart", chart):
+        draw_scaling(rows, chart, f"{planner.run.name}, GPUs of {hardware.gpu_memory_gib:g} GiB (predicted)")
     print(f"wrote {chart}")
     return [to_dict(row.kept) for row in rows]
 
@@ -137,7 +140,8 @@ def _print_start(args: argparse.Namespace, planner: Planner, chosen: Candidate) 
     from ds_seg.tracking.files import write_json_atomic
 
     out = args.out or _default_out(planner.run.name, chosen.batch.gpus)
-    write_json_atomic(out, build_deepspeed_json(chosen))
+    with writing("--out", out):
+        write_json_atomic(out, build_deepspeed_json(chosen))
     arguments = build_train_arguments(planner.run, args.config, args.cfg_options, chosen)
     own = planner.run.global_batch if planner.run.mmseg.get("global_batch") is not None else chosen.batch.images
     if chosen.batch.images != own:
@@ -225,10 +229,13 @@ def _validate_outputs(args: argparse.Namespace, name: str, worlds: list[int]) ->
     if args.out and len(worlds) > 1:
         raise UserError(f"--out: one file for plans of {len(worlds)} numbers of GPUs; add --gpus N.")
     if args.sweep:
-        outputs = [args.chart or Path(f"plan_{name}_scaling.png")]
+        outputs = [("--chart", args.chart or Path(f"plan_{name}_scaling.png"))]
     else:
-        outputs = [args.out or _default_out(name, gpus) for gpus in worlds]
-    there = [str(path) for path in [*outputs, args.json] if path is not None and path.exists()]
+        outputs = [("--out", args.out or _default_out(name, gpus)) for gpus in worlds]
+    outputs += [("--json", args.json)] if args.json else []
+    for option, path in outputs:
+        validate_output_file(option, path)
+    there = [str(path) for _, path in outputs if path.exists()]
     if there and not args.force:
         raise UserError(
             f"{', '.join(there)} would be replaced. Name another with --out, --chart or --json, or add --force."

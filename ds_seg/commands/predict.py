@@ -8,7 +8,8 @@ from pathlib import Path
 from ds_seg import distributed
 from ds_seg.collector import resume_collector
 from ds_seg.commands.arguments import CHECKPOINT_HELP, add_config_arguments, run_options
-from ds_seg.errors import EXIT_OK
+from ds_seg.errors import EXIT_OK, UserError
+from ds_seg.files import validate_output_folder, writing
 
 # What needs torch or mmseg is imported inside the functions, so that --help answers at once.
 
@@ -18,8 +19,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "predict",
         help="masks and overlays for images or folders",
-        description="Segment images. DIR/masks gets PNGs of class ids with the dataset's palette, DIR/overlays the "
-        "images with the classes drawn over them.",
+        description="Segment images. DIR/masks gets PNGs of class ids with the dataset's palette (16-bit grey ones of "
+        "more than 256 classes), DIR/overlays the images with the classes drawn over them.",
     )
     add_config_arguments(parser)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
@@ -33,16 +34,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command on this rank."""
+    if not 0 <= args.opacity <= 1:
+        raise UserError(f"--opacity: got {args.opacity:g}, want 0 to 1.")
     distributed.initialize()
-    from ds_seg.checkpoint import resolve_weights
-    from ds_seg.config import build_run_config
     from ds_seg.data.images import find_images, open_images, validate_images
     from ds_seg.evaluation.pictures import draw_overlay, load_rgb, save_mask, save_picture
+    from ds_seg.resumption import resolve_trained
     from ds_seg.session import build_engines, predict_dataset
 
     resume_collector()
-    config = build_run_config(run_options(args), distributed.world_size())
-    weights = distributed.agree(lambda: resolve_weights(args.checkpoint))
+    distributed.agree(lambda: validate_output_folder("--out", args.out))
+    config, weights = resolve_trained(run_options(args), args.checkpoint)
     results = distributed.agree(lambda: find_images(args.inputs))
     dataset = open_images(config.data, list(results))
     distributed.agree(lambda: validate_images(dataset))
@@ -52,8 +54,9 @@ def run(args: argparse.Namespace) -> int:
         path = dataset.paths[prediction.index]
         result = results[path]
         overlay = draw_overlay(load_rgb(path), prediction.labels_HW, dataset.PALETTE, args.opacity)
-        save_mask(prediction.labels_HW, (args.out / "masks" / result).with_suffix(".png"), dataset.PALETTE)
-        save_picture(overlay, (args.out / "overlays" / result).with_suffix(".png"))
+        with writing("--out", args.out):
+            save_mask(prediction.labels_HW, (args.out / "masks" / result).with_suffix(".png"), dataset.PALETTE)
+            save_picture(overlay, (args.out / "overlays" / result).with_suffix(".png"))
     distributed.barrier()
     say(f"wrote {len(results)} masks and overlays to {args.out}")
     return EXIT_OK

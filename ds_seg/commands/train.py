@@ -124,7 +124,7 @@ def train(run: RunConfig) -> None:
     from ds_seg.session import Evaluator, build_engines
     from ds_seg.supervision import stop
     from ds_seg.supervision.progress import SLOW, enter_phase
-    from ds_seg.workdir import open_work_dir, set_newer_checkpoints_aside
+    from ds_seg.workdir import find_resume_point, open_work_dir
     from ds_seg.workdir_lock import hold_work_dir
 
     resume_collector()
@@ -134,17 +134,16 @@ def train(run: RunConfig) -> None:
     evaluator.try_first_images()
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_work_dir(run.work_dir))
-        resume_from = open_work_dir(run)
-        tracker = stack.enter_context(_open_tracker(run, resume_from, val_set))
+        resume_from = find_resume_point(run)
         weights = None if resume_from else run.load_from
         enter_phase("building the engines and loading weights", patience=SLOW)
-        engines = build_engines(run, training=True, weights=weights, log=tracker.info)
+        engines = build_engines(run, training=True, weights=weights, log=_say)
         ema = WeightAverages(engines, run.ema) if run.ema else None
         enter_phase("resuming", patience=SLOW)
         state = resume_training(resume_from, engines, run, ema, verified=True) if resume_from else TrainingState()
-        if resume_from and distributed.is_main():
-            set_newer_checkpoints_aside(run.work_dir, resume_from)
         state.note_train_images(len(train_set))
+        open_work_dir(run, state.step if resume_from else None)
+        tracker = stack.enter_context(_open_tracker(run, state.step, val_set))
         _describe_start(run, engines, state, tracker, random=weights is None and resume_from is None)
         evaluate = PredictingEvaluator(evaluator, engines, tracker, ema)
         loop = TrainingLoop(run, engines, state, tracker, evaluate, ema, resumed_from=resume_from)
@@ -155,9 +154,13 @@ def train(run: RunConfig) -> None:
             raise StoppedBySignal(f"{record.stopped} It took {stop.age_s():.1f} s from the signal to the end.")
 
 
+def _say(text: str) -> None:
+    if distributed.is_main():
+        print(text, flush=True)
+
+
 @contextlib.contextmanager
-def _open_tracker(run: RunConfig, resume_from: Path | None, val_set: Any) -> Iterator[Tracker]:
-    from ds_seg.checkpoint.store import checkpoint_step
+def _open_tracker(run: RunConfig, step: int, val_set: Any) -> Iterator[Tracker]:
     from ds_seg.tracking.tracker import build_tracker
 
     tracker = build_tracker(
@@ -166,7 +169,7 @@ def _open_tracker(run: RunConfig, resume_from: Path | None, val_set: Any) -> Ite
         total_steps=run.schedule.max_steps,
         log_interval=run.log_interval_steps,
         wandb_settings=run.wandb,
-        resume_step=checkpoint_step(resume_from) if resume_from else 0,
+        resume_step=step,
         run_config={"name": run.name, "config": run.mmseg.to_dict(), "deepspeed": run.deepspeed},
         class_names=val_set.CLASSES,
         palette=val_set.PALETTE,

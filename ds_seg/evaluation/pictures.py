@@ -19,6 +19,8 @@ Palette = Sequence[Sequence[int]]
 Picture = tuple[str, np.ndarray, np.ndarray, "np.ndarray | None"]
 """Name, image (H, W, 3), prediction (H, W) and ground truth (H, W) or None."""
 
+MOST_IN_PALETTE = 256
+"""Classes that masks of 8 bits hold."""
 _BACKGROUND = (255, 255, 255)
 _INK = (38, 42, 48)
 _IGNORED = (0, 0, 0)
@@ -91,20 +93,26 @@ def draw_comparison(
 
 
 def save_mask(labels_HW: np.ndarray, path: str | os.PathLike[str], palette: Palette) -> None:
-    """Write class ids as a paletted PNG: the pixel values are the ids, viewers show the colours.
+    """Write class ids as a PNG whose pixel values are the ids: paletted, so that viewers show the colours.
+
+    Of more than 256 classes, which no palette holds, it is a 16-bit grey one.
 
     Args:
-        labels_HW: Class ids, 0..255.
+        labels_HW: Class ids, 0..255; 0..65535 where the palette has more than 256 colours.
         path: Of the .png file; its folder is made if need be.
         palette: RGB colour of each class, 0..255.
     """
+    most = 255 if len(palette) <= MOST_IN_PALETTE else 65535
     assert labels_HW.min() >= 0, f"negative class id {labels_HW.min()}"
-    assert labels_HW.max() <= 255, f"class id {labels_HW.max()} does not fit a paletted PNG"
+    assert labels_HW.max() <= most, f"class id {labels_HW.max()} does not fit a mask of {len(palette)} classes"
+    if len(palette) > MOST_IN_PALETTE:
+        _save_atomic(Image.fromarray(labels_HW.astype(np.uint16)), Path(path))
+        return
     mask = Image.fromarray(labels_HW.astype(np.uint8)).convert("P")
     mask.frombytes(labels_HW.astype(np.uint8).tobytes())
     colours_K3 = np.asarray(palette, dtype=np.uint8)
     table_K3 = np.zeros((256, 3), dtype=np.uint8)
-    table_K3[: len(colours_K3)] = colours_K3[:256]
+    table_K3[: len(colours_K3)] = colours_K3
     mask.putpalette(table_K3.tobytes())
     _save_atomic(mask, Path(path))
 

@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -119,7 +119,8 @@ def load_backbone_weights(
         What was matched, resized, ignored and left at its initial value, and how fast it was read.
 
     Raises:
-        WeightsError: the file is missing, unreadable, of no known dialect, or doesn't fit; on every rank alike.
+        WeightsError: the file is missing, unreadable, of no known dialect, doesn't fit, or has values that are not
+            finite; on every rank alike.
     """
     partitioned = any(hasattr(parameter, "ds_id") for parameter in backbone.parameters())
     opened: list[WeightFiles] = []
@@ -136,11 +137,31 @@ def load_backbone_weights(
     assert plan is not None
     started = time.perf_counter()
     files = opened[0] if opened else None
-    stream_weights(backbone, plan.writes, files, partitioned=partitioned, progress=progress and distributed.is_main())
+    show = progress and distributed.is_main()
+    not_finite = stream_weights(backbone, plan.writes, files, partitioned=partitioned, progress=show)
+    distributed.agree(lambda: validate_finite(path, not_finite))
     report = dataclasses.replace(plan.report, seconds=time.perf_counter() - started)
     if distributed.is_main():
         log(report.table())
     return report
+
+
+def validate_finite(path: str | Path, not_finite: Sequence[str]) -> None:
+    """Refuse a weight file.
+
+    Args:
+        path: of the file.
+        not_finite: names of its tensors that have values that are not finite.
+
+    Raises:
+        WeightsError: there are some.
+    """
+    if not_finite:
+        raise WeightsError(
+            f"Weight file {path} has NaN or infinite values in {len(not_finite)} tensors "
+            f"({summarise_names(not_finite)}), so all that is computed with it would be NaN. Use weights from before "
+            "they diverged, or download the file again."
+        )
 
 
 def summarise_names(names: Iterable[str], limit: int = 8) -> str:
@@ -195,7 +216,7 @@ def _plan(
     unused = [part for name, parts in translation.sources.items() if name not in wanted for part in parts]
     ignored = sorted(translation.leftovers + unused)
     missing = [name for name in wanted if name not in sources]
-    faults = _find_wrong_shapes(wanted, got, sources)
+    faults = _find_wrong_shapes(wanted, got, sources) + _find_integers(sources, files)
     faults += _find_unexplained(translation, ignored, missing, wanted, expected_missing, expected_unexpected)
     if faults:
         where = f"Weight file {files.path} ({translation.dialect.title})"
@@ -248,6 +269,16 @@ def _find_wrong_shapes(wanted: Shapes, got: Shapes, sources: Iterable[str]) -> l
         return []
     rest = f", and {len(wrong) - 4} more" if len(wrong) > 4 else ""
     return [f"{'; '.join(wrong[:4])}{rest}: check embed_dim, mlp_ratio, patch_size and in_chans in model.backbone"]
+
+
+def _find_integers(sources: Mapping[str, Sequence[str]], files: WeightFiles) -> list[str]:
+    wrong = [part for parts in sources.values() for part in parts if not files.entries[part].floating]
+    if not wrong:
+        return []
+    return [
+        f"{len(wrong)} tensors hold no floating-point numbers ({summarise_names(wrong)}): use the weights from before "
+        "they were quantised"
+    ]
 
 
 def _find_unexplained(

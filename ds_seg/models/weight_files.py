@@ -10,6 +10,7 @@ import json
 import math
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,16 +28,21 @@ _NESTING_KEYS = ("module", "state_dict", "model")
 _INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".json")
-_UNREADABLE = (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError)
+_UNREADABLE = (
+    *(SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, zipfile.BadZipFile),
+    *(LookupError, AttributeError, TypeError, AssertionError, struct.error),
+)
+"""What the readers raise of a file of another kind: torch's unpickler takes any bytes for instructions."""
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a checkpoint: the file that holds it, its shape, and its bytes there."""
+    """One tensor of a checkpoint: the file that holds it, its shape, its bytes there, and whether they are floats."""
 
     file: Path
     shape: tuple[int, ...]
     bytes: int
+    floating: bool
 
 
 class WeightFiles:
@@ -98,8 +104,8 @@ class WeightFiles:
         except _UNREADABLE as error:
             raise WeightsError(
                 f"Weight file {file} can't be read ({type(error).__name__}: {str(error).partition('. ')[0]}). "
-                "It is damaged, cut short, or holds more than tensors: download or copy it again and compare "
-                "sizes, or save its state dict alone."
+                "It is damaged, cut short, no weight file, or holds more than tensors: download or copy it again and "
+                "compare sizes, or save its state dict alone."
             ) from error
         return self._opened
 
@@ -130,8 +136,10 @@ class _SafetensorsFile:
         for name in self._handle.keys():  # noqa: SIM118  (not a dict)
             part = self._handle.get_slice(name)
             shape = tuple(part.get_shape())
-            bits = re.search(r"\d+", part.get_dtype())  # BF16, F32, F8_E4M3, I64; BOOL has no number
-            yield name, TensorEntry(self.path, shape, math.prod(shape) * (int(bits[0]) // 8 if bits else 1))
+            dtype = part.get_dtype()  # BF16, F32, F8_E4M3, I64; BOOL has no number
+            bits = re.search(r"\d+", dtype)
+            size_bytes = math.prod(shape) * (int(bits[0]) // 8 if bits else 1)
+            yield name, TensorEntry(self.path, shape, size_bytes, dtype.startswith(("F", "BF")))
 
     def read(self, name: str) -> Tensor:
         return self._handle.get_tensor(name)
@@ -149,7 +157,7 @@ class _TorchFile:
 
     def list_entries(self) -> Iterator[tuple[str, TensorEntry]]:
         for name, tensor in self._tensors.items():
-            yield name, TensorEntry(self.path, tuple(tensor.shape), tensor.nbytes)
+            yield name, TensorEntry(self.path, tuple(tensor.shape), tensor.nbytes, tensor.is_floating_point())
 
     def read(self, name: str) -> Tensor:
         return self._tensors[name].detach()

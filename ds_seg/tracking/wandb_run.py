@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 
 from ds_seg.config.sections import WandbSettings
-from ds_seg.evaluation.pictures import Picture
+from ds_seg.evaluation.pictures import MOST_IN_PALETTE, Palette, Picture, draw_comparison
 from ds_seg.files import write_text_atomic
 from ds_seg.tracking.files import to_json_value
 
@@ -78,8 +78,13 @@ class WandbRun:
 
         self._submit(send)
 
-    def log_pictures(self, step: int, pictures: Sequence[Picture], class_names: Sequence[str]) -> None:
-        """Log each image under `predictions/<name>`, with prediction and ground truth as masks to switch on and off."""
+    def log_pictures(
+        self, step: int, pictures: Sequence[Picture], class_names: Sequence[str], palette: Palette
+    ) -> None:
+        """Log each image under `predictions/<name>`, with prediction and ground truth as masks to switch on and off.
+
+        Of more classes than wandb's masks hold, comparisons are logged.
+        """
         labels = dict(enumerate(class_names)) | {_IGNORED_ID: "ignored"}
 
         def send() -> None:
@@ -87,10 +92,15 @@ class WandbRun:
 
             images: dict[str, wandb.Image] = {}
             for name, image_HW3, prediction_HW, label_HW in pictures:
+                key = f"predictions/{Path(name).stem}"
+                if len(class_names) > MOST_IN_PALETTE:
+                    comparison_HW3 = draw_comparison(image_HW3, prediction_HW, label_HW, palette, class_names)
+                    images[key] = wandb.Image(comparison_HW3)
+                    continue
                 masks = {"prediction": {"mask_data": prediction_HW.astype(np.uint8), "class_labels": labels}}
                 if label_HW is not None:
                     masks["ground_truth"] = {"mask_data": label_HW.astype(np.uint8), "class_labels": labels}
-                images[f"predictions/{Path(name).stem}"] = wandb.Image(image_HW3, masks=masks)
+                images[key] = wandb.Image(image_HW3, masks=masks)
             self._run.log({"step": step, **images})
 
         self._submit(send)

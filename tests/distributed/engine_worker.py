@@ -305,7 +305,7 @@ CHECKPOINTED = {"trained": {}, "frozen": {"freeze_vit": True}, "part": {"freeze_
 
 
 def check_resume() -> dict:
-    """One step, save, three more; against a fresh start that resumes and makes the same three."""
+    """One step, save, three more; against a start from other values that resumes and makes the same three."""
     report = {}
     for kind in CHECKPOINTED if world() > 1 else ("trained",):
         options = CHECKPOINTED[kind]
@@ -317,7 +317,8 @@ def check_resume() -> dict:
         saved = digest(engines)
         save_tensors(kind, collect_weights(engines))
         wanted = [result.losses for result in train(train_step, range(2, 5))], digest(engines)
-        again, train_again = start(run)
+        again, _ = start(dataclasses.replace(run, seed=run.seed + 1))
+        train_again = TwoEngineStep(again, run)
         fresh = digest(again)
         resumed = resume_training(folder, again, run)
         train_again.scheduled_steps = resumed.scheduled_steps

@@ -132,6 +132,11 @@ def test_checkpoints_that_do_not_fit(cli, trained, tiny_config, tmp_path):
     resume = ["train", tiny_config, "--work-dir", trained, "--resume", "auto"]
     assert_refused(cli(*resume, "--seed", 3), "seed: 0 there, 3 here", "--load-from")
     assert_refused(cli("train", tiny_config, "--work-dir", trained, "--resume", "step_99"), "step_99", "step_000012")
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.name != "run.lock"}
+    assert_refused(
+        cli("train", tiny_config, "--work-dir", trained, "--load-from", "typo.pth"), "typo.pth does not exist"
+    )
+    assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.name != "run.lock"}
 
 
 def test_a_flipped_bit_in_a_checkpoint_is_found_before_it_is_loaded(cli, trained, tiny_config, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -34,21 +35,22 @@ def rows_before(summary):
     return int(summary["resumed_from"].rpartition("_")[2])
 
 
-def test_resuming_from_a_named_step_forgets_what_came_after_and_tells_of_another_config(cli, tiny_config, tmp_path):
+def test_resuming_from_a_copy_of_an_earlier_step_forgets_what_came_after_and_tells_of_another_config(
+    cli, tiny_config, tmp_path
+):
     work_dir = tmp_path / "run"
     keep = ("--on-divergence", "rollback", "--cfg-options", "checkpoint_config.max_keep_ckpts=9")
     first = cli("train", tiny_config, "--work-dir", work_dir, *keep)
     assert first.returncode == 0, first.stderr
     assert "warning: no pretrained weights" in first.stdout
     before = read_rows(work_dir)
-    options = ("--resume", "step_000000", *keep, "checkpoint_config.interval=4")
+    shutil.copytree(work_dir / "checkpoints" / "step_000000", work_dir / "checkpoints" / "mybest")
+    options = ("--resume", "mybest", *keep, "checkpoint_config.interval=4")
     again = cli("train", tiny_config, "--work-dir", work_dir, *options)
     assert again.returncode == 0, again.stderr
     assert read_rows(work_dir) == before
     assert (work_dir / "earlier-1" / "step_000012" / "manifest.json").is_file()
-    assert (
-        "the config is not the one that step_000000 was saved with: checkpoint_config.interval 6 -> 4." in again.stdout
-    )
+    assert "the config is not the one that mybest was saved with: checkpoint_config.interval 6 -> 4." in again.stdout
     assert "no pretrained weights" not in again.stdout
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import ds_seg
@@ -152,7 +153,17 @@ def test_a_dtype_that_is_not_computed_in(path, dtype):
         load_model(path, device="cpu", dtype=dtype)
 
 
+@pytest.mark.parametrize("image", [Image.new("RGB", (8, 8)), "street.jpg", torch.zeros(3, 8, 8), None])
+def test_what_is_no_array_and_no_list_is_told_what_to_pass(model, image):
+    wanted = r"model\(image\): got \w+, want an RGB image .* numpy\.asarray\(image\.convert\('RGB'\)\)"
+    with pytest.raises(DataError, match=wanted):
+        model(image)
+
+
 def test_files_that_are_no_exports(tmp_path):
+    (tmp_path / "train.txt").write_text("street_1\nstreet_2\n")
+    with pytest.raises(WeightsError, match=r"train\.txt can't be read"):
+        load_model(tmp_path / "train.txt", device="cpu")
     with pytest.raises(WeightsError, match=r"none\.safetensors does not exist"):
         load_model(tmp_path / "none.safetensors", device="cpu")
     save_file({"a": torch.zeros(2)}, tmp_path / "plain.safetensors")

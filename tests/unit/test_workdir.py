@@ -11,7 +11,9 @@ def run_in(folder, **options):
 
 
 def test_a_fresh_work_dir_is_described(tmp_path):
-    assert workdir.open_work_dir(run_in(tmp_path / "run")) is None
+    run = run_in(tmp_path / "run")
+    assert workdir.find_resume_point(run) is None and not run.work_dir.exists()
+    workdir.open_work_dir(run, None)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"checkpoints", "config.py", "deepspeed.json", "environment.json"}
     again = build_run_config(RunOptions(str(tmp_path / "run" / "config.py")), 2)
@@ -21,18 +23,40 @@ def test_a_fresh_work_dir_is_described(tmp_path):
 def test_an_earlier_run_is_set_aside_and_not_lost(tmp_path, capsys):
     make_checkpoint(tmp_path, 5)
     (tmp_path / "summary.json").write_text("{}")
-    assert workdir.open_work_dir(run_in(tmp_path)) is None
+    assert workdir.find_resume_point(run_in(tmp_path)) is None
+    assert not (tmp_path / "earlier-1").exists()  # a start may still fail
+    workdir.open_work_dir(run_in(tmp_path), None)
     assert (tmp_path / "earlier-1" / "checkpoints" / "step_000005").is_dir()
     assert (tmp_path / "earlier-1" / "summary.json").is_file() and not (tmp_path / "summary.json").exists()
-    assert "earlier-1" in capsys.readouterr().out
+    assert "earlier-1 (--resume auto would have gone on with it)" in capsys.readouterr().out
     make_checkpoint(tmp_path, 7)
-    workdir.open_work_dir(run_in(tmp_path))
+    workdir.open_work_dir(run_in(tmp_path), None)
     assert (tmp_path / "earlier-2" / "checkpoints" / "step_000007").is_dir()
+
+
+def test_what_no_run_could_go_on_from_is_set_aside_without_a_word_of_resuming(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text("")
+    workdir.open_work_dir(run_in(tmp_path, resume="auto"), None)
+    assert capsys.readouterr().out == f"moved the outputs of an earlier run to {tmp_path / 'earlier-1'}\n"
+
+
+def test_resume_auto_tells_that_it_starts_anew_and_of_what_was_set_aside(tmp_path, capsys):
+    run = run_in(tmp_path, resume="auto")
+    assert workdir.find_resume_point(run) is None
+    told = f"--resume auto: {tmp_path / 'checkpoints'} has no checkpoint, so the run starts anew"
+    assert capsys.readouterr().out == f"{told}\n"
+    make_checkpoint(tmp_path, 5)
+    workdir.open_work_dir(run, None)
+    capsys.readouterr()
+    assert workdir.find_resume_point(run) is None
+    aside = tmp_path / "earlier-1" / "checkpoints" / "step_000005"
+    assert capsys.readouterr().out == f"{told}; to go on with a run that was set aside: --resume {aside}\n"
 
 
 def test_a_resumed_run_keeps_everything_in_place(tmp_path):
     folder = make_checkpoint(tmp_path, 5)
-    assert workdir.open_work_dir(run_in(tmp_path, resume="auto")) == folder
+    assert workdir.find_resume_point(run_in(tmp_path, resume="auto")) == folder
+    workdir.open_work_dir(run_in(tmp_path, resume="auto"), 5)
     assert folder.is_dir() and not (tmp_path / "earlier-1").exists()
 
 
@@ -40,17 +64,17 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint_and_says_so(tmp_path, ca
     whole, damaged = (make_checkpoint(tmp_path, step) for step in (5, 10))
     (damaged / "manifest.json").unlink()
     (tmp_path / "checkpoints" / ".step_000015.tmp").mkdir()
-    assert workdir.open_work_dir(run_in(tmp_path, resume="auto")) == whole
+    assert workdir.find_resume_point(run_in(tmp_path, resume="auto")) == whole
     out = capsys.readouterr().out
     assert out.count("warning: --resume auto passes over") == 1 and "step_000010 is not a ds_seg checkpoint" in out
-    workdir.set_newer_checkpoints_aside(tmp_path, whole)
+    workdir.open_work_dir(run_in(tmp_path, resume="auto"), 5)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_000005"]
     assert (tmp_path / "earlier-1" / "step_000010").is_dir()
 
 
 def test_only_checkpoints_after_the_resume_point_are_set_aside(tmp_path):
     folders = [make_checkpoint(tmp_path, step, keep=3) for step in (5, 10, 15)]
-    workdir.set_newer_checkpoints_aside(tmp_path, folders[1])
+    workdir.open_work_dir(run_in(tmp_path), 10)
     assert [folder.is_dir() for folder in folders] == [True, True, False]
     assert (tmp_path / "earlier-1" / "step_000015").is_dir()
 
@@ -58,4 +82,6 @@ def test_only_checkpoints_after_the_resume_point_are_set_aside(tmp_path):
 def test_a_work_dir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"Work dir .*file.run can't be written: .*Choose another --work-dir"):
-        workdir.open_work_dir(run_in(tmp_path / "file" / "run"))
+        workdir.open_work_dir(run_in(tmp_path / "file" / "run"), None)
+    with pytest.raises(UserError, match=r"--work-dir: .*file is a file, and a folder is wanted there\. Choose another"):
+        workdir.find_resume_point(run_in(tmp_path / "file" / "run"))

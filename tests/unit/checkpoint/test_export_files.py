@@ -6,6 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import ds_seg.openmmlab  # noqa: F401
+from disks import fill, small_disk
 from ds_seg.checkpoint.export import note_for_mmseg, validate_output, write_export
 from ds_seg.checkpoint.model_weights import open_exported, open_modules
 from ds_seg.errors import UserError
@@ -110,6 +111,19 @@ def test_a_file_that_can_not_be_written(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match=r"model\.pth can't be written: .*Choose another --out, or make room there"):
         export(tmp_path / "taken" / "model.pth", describe())
+
+
+def test_a_disk_that_is_full_with_the_scratch_file(tmp_path):
+    """Torch raises an error of its own where a tensor is larger than the file's buffer."""
+    description = describe()
+    description.model["backbone"] = {**description.model["backbone"], "embed_dim": 64}
+    description.model["decode_head"] = {**HEAD, "in_channels": 64, "channels": 64}
+    export(tmp_path / "model.pth", description)
+    with small_disk(tmp_path / "disk", 4) as disk:
+        fill(disk, leave_bytes=int(1.3 * (tmp_path / "model.pth").stat().st_size))
+        with pytest.raises(UserError, match=r"model\.pth can't be written: .*No space left.*Choose another --out"):
+            export(disk / "model.pth", description)
+        assert [path.name for path in disk.iterdir()] == ["ballast"]
 
 
 @pytest.mark.parametrize(("name", "file_format"), [("a.pth", "safetensors"), ("a.bin", "mmseg"), ("a", "mmseg")])

@@ -16,6 +16,7 @@ from ds_seg.checkpoint.training_state import (
 )
 from ds_seg.data.bad_samples import BadSample
 from ds_seg.errors import CheckpointError
+from saved import make_checkpoint
 
 
 def test_the_full_shape_of_a_sharded_parameter_and_the_heads_buffers_are_described():
@@ -54,19 +55,17 @@ def test_another_model_is_refused_by_the_first_parameter_that_differs(tmp_path, 
         validate_same_model(tmp_path, content, backbone, heads)
 
 
-@pytest.mark.parametrize("content", [None, '{"state": '])
-def test_a_state_file_that_can_not_be_read_is_named(tmp_path, content):
-    if content is not None:
-        (tmp_path / STATE_FILE).write_text(content)
-    with pytest.raises(CheckpointError, match=r"is damaged: state\.json can't be read .* Use another checkpoint\."):
-        read_state(tmp_path)
+@pytest.mark.parametrize(("content", "fault"), [(None, "is missing"), ("{}", r"has 2 bytes, want 11")])
+def test_a_state_file_that_is_not_the_one_saved_is_named(tmp_path, content, fault):
+    state = make_checkpoint(tmp_path, 5, '{"seed": 0}') / STATE_FILE
+    state.unlink() if content is None else state.write_text(content)
+    with pytest.raises(CheckpointError, match=rf"step_000005 is damaged: state\.json {fault}\. .* start anew"):
+        read_state(state.parent)
 
 
 def test_a_checkpoint_from_before_averages_has_none(tmp_path):
-    (tmp_path / STATE_FILE).write_text('{"seed": 0}')
-    assert read_state(tmp_path) == {"seed": 0, "averaged": False}
-    (tmp_path / STATE_FILE).write_text('{"averaged": true}')
-    assert read_state(tmp_path) == {"averaged": True}
+    assert read_state(make_checkpoint(tmp_path, 1, '{"seed": 0}')) == {"seed": 0, "averaged": False}
+    assert read_state(make_checkpoint(tmp_path, 2, '{"averaged": true}')) == {"averaged": True}
 
 
 def test_state_survives_its_file_form():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -67,8 +68,17 @@ def test_a_mask_file_holds_ids_and_shows_colours(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["a.png"]
 
 
+def test_a_mask_of_more_classes_than_a_palette_holds_is_16_bit_grey(tmp_path):
+    labels = np.array([[0, 255, 256], [835, 999, 1]], np.int64)
+    save_mask(labels, tmp_path / "a.png", [[0, 0, 0]] * 1000)
+    with Image.open(tmp_path / "a.png") as mask:
+        assert mask.mode == "I;16"
+        np.testing.assert_array_equal(np.asarray(mask), labels)
+    assert cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED).dtype == np.uint16
+
+
 def test_ids_that_fit_no_mask_file_are_our_own_fault(tmp_path):
-    with pytest.raises(AssertionError, match="class id 256 does not fit a paletted PNG"):
+    with pytest.raises(AssertionError, match="class id 256 does not fit a mask of 3 classes"):
         save_mask(np.array([[256]]), tmp_path / "a.png", PALETTE)
     with pytest.raises(AssertionError, match="negative class id -1"):
         save_mask(np.array([[-1]]), tmp_path / "a.png", PALETTE)

@@ -319,6 +319,26 @@ def test_a_position_table_that_is_no_square_is_refused(tmp_path):
         load(build(), tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_refused(tmp_path, value):
+    state = build().state_dict()
+    state["blocks.1.attn.qkv.weight"][3, 5] = value
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(
+        WeightsError, match=r"w\.pth has NaN or infinite values in 1 tensors \(blocks\.N\.attn\.qkv\.weig"
+    ):
+        load(build(), tmp_path / "w.pth")
+
+
+def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path):
+    state = {name: value.to(torch.int8) if "norm1" in name else value for name, value in build().state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(
+        WeightsError, match=r"2 tensors hold no floating-point numbers \(blocks\.N\.norm1\.weight \(x2\)\)"
+    ):
+        load(build(), tmp_path / "w.safetensors")
+
+
 def test_names_are_summarised():
     names = [f"blocks.{i}.norm1.weight" for i in range(3)] + ["up1.0.bias"]
     assert summarise_names(names) == "blocks.N.norm1.weight (x3), up1.N.bias"

@@ -69,7 +69,7 @@ def test_pickled_shards_are_opened_one_at_a_time(tmp_path, monkeypatch):
     assert all(options["weights_only"] and options["mmap"] for _, options in loads)
     files.close()
     assert files._opened is None
-    assert files.entries["b"] == TensorEntry(tmp_path / "pytorch_model-1.bin", (4,), 8)
+    assert files.entries["b"] == TensorEntry(tmp_path / "pytorch_model-1.bin", (4,), 8, floating=True)
 
 
 def test_an_index_of_another_version_is_refused(tmp_path):
@@ -86,6 +86,7 @@ def test_bytes_of_every_kind_of_number(tmp_path):
     save_file(state, tmp_path / "w.safetensors")
     entries = WeightFiles(tmp_path / "w.safetensors").entries
     assert [entries[name].bytes for name in state] == [3, 6, 12, 24, 3]
+    assert [entries[name].floating for name in state] == [True, True, True, False, False]
 
 
 @pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
@@ -126,6 +127,14 @@ def test_missing_and_foreign_paths(tmp_path):
     (tmp_path / "x.index.json").write_text("{}")
     with pytest.raises(WeightsError, match="has no 'weight_map'"):
         WeightFiles(tmp_path / "x.index.json")
+
+
+@pytest.mark.parametrize("content", [b"street_1\nstreet_2\n", b"0\n", b"h\x00", b"\x80\x02}q", b"J1"])
+def test_files_of_another_kind(tmp_path, content):
+    """Torch's unpickler takes them for instructions, and raises whatever these lead to."""
+    (tmp_path / "train.txt").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"train\.txt can't be read .* no weight file"):
+        WeightFiles(tmp_path / "train.txt")
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "old.pth"])

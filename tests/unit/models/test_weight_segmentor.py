@@ -163,6 +163,28 @@ def test_a_backbone_alone_is_a_start_and_no_prediction(tmp_path):
         load(*target, path)
 
 
+def test_values_of_a_head_that_are_not_finite_are_refused(tmp_path):
+    source = build()
+    source[1].decode_head.norm.running_var[2] = float("inf")
+    path = save(tmp_path / "w.pth", *source)
+    with pytest.raises(
+        WeightsError, match=r"w\.pth has NaN or infinite values in 1 tensors \(decode_head\.norm\.running_var"
+    ):
+        load(*build(), path)
+
+
+def test_a_head_of_integers_is_refused_where_it_is_needed(tmp_path):
+    path = save(tmp_path / "w.pth", *build())
+    content = torch.load(path)
+    name = "decode_head.conv_seg.bias"
+    content["state_dict"][name] = content["state_dict"][name].to(torch.int8)
+    torch.save(content, path)
+    with pytest.raises(WeightsError, match=rf"decode_head: {name} holds no floating-point numbers in the file"):
+        load(*build(), path)
+    _, text = load(*build(), path, needs_head=False)
+    assert f"left initial  decode_head: {name} holds no floating-point numbers" in text
+
+
 def test_a_file_of_something_else(tmp_path):
     torch.save({"fc.weight": torch.ones(1)}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"fit no known naming of a ViT backbone"):
