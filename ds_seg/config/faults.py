@@ -8,6 +8,9 @@ from typing import Any
 
 from ds_seg.errors import ConfigError
 
+_LARGEST_INTEGER = 2**63 - 1
+"""Of 64 bits with a sign, as torch has them."""
+
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """A hint like ` Did you mean 'optimizer'?`, or an empty string where nothing is close."""
@@ -26,14 +29,17 @@ class Faults:
         """Note one fault of `field`."""
         self.messages.append(f"{field}: {message}")
 
-    def section(self, field: str, value: Any, known: Iterable[str]) -> Mapping[str, Any]:
-        """`value` as a dict (None counts as an empty one), with a fault for every key that is not in `known`."""
+    def section(self, field: str, value: Any, known: Iterable[str] | None) -> Mapping[str, Any]:
+        """`value` as a dict (None counts as an empty one), with a fault for every key that is not in `known`.
+
+        `known=None` takes any key.
+        """
         if value is None:
             return {}
         if not isinstance(value, Mapping):
             self.add(field, f"got {value!r}, want a dict.")
             return {}
-        known = list(known)
+        known = list(value if known is None else known)
         for key in value:
             if key not in known:
                 self.add(f"{field}.{key}", f"unknown key.{suggest(key, known)} Known here: {', '.join(sorted(known))}.")
@@ -54,12 +60,31 @@ class Faults:
         return value
 
     def integer(self, field: str, section: Mapping[str, Any], default: int, *, minimum: int) -> int:
-        """The whole number at the last part of `field`, or `default`; a fault if it is none or too small."""
+        """The whole number at the last part of `field`, or `default`; a fault if it is none, too small or too large."""
         value = section.get(field.rpartition(".")[2], default)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             self.add(field, f"got {value!r}, want a whole number of at least {minimum}.")
             return default
+        if value > _LARGEST_INTEGER:
+            self.add(field, f"got {value!r}, want a whole number of at most {_LARGEST_INTEGER}.")
+            return default
         return value
+
+    def flag(self, field: str, section: Mapping[str, Any], default: bool) -> bool:
+        """The boolean at the last part of `field`, or `default`; a fault if it is none."""
+        value = section.get(field.rpartition(".")[2], default)
+        if not isinstance(value, bool):
+            self.add(field, f"got {value!r}, want True or False.")
+            return default
+        return value
+
+    def text(self, field: str, section: Mapping[str, Any]) -> str | None:
+        """The string at the last part of `field`; None where there is none, and a fault if it is anything else."""
+        value = section.get(field.rpartition(".")[2])
+        if value is not None and not isinstance(value, str):
+            self.add(field, f"got {value!r}, want a string.")
+            return None
+        return value or None
 
     def raise_if_any(self) -> None:
         """Raise all faults as one.

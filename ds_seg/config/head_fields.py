@@ -11,12 +11,12 @@ HeadField = tuple[str, Mapping[str, Any]]
 
 def decode_head_fields(model: Mapping[str, Any]) -> list[HeadField]:
     """The decode head, or the heads of a cascade in their order; empty where none is configured."""
-    return _list_fields("model.decode_head", model.get("decode_head"))
+    return list_fields("model.decode_head", model.get("decode_head"))
 
 
 def auxiliary_head_fields(model: Mapping[str, Any]) -> list[HeadField]:
     """The heads that only add losses; often none."""
-    return _list_fields("model.auxiliary_head", model.get("auxiliary_head"))
+    return list_fields("model.auxiliary_head", model.get("auxiliary_head"))
 
 
 def classifying_head(field: str, head: Mapping[str, Any]) -> HeadField:
@@ -30,7 +30,8 @@ def predicting_head(model: Mapping[str, Any]) -> HeadField:
     return classifying_head(*decode_head_fields(model)[-1])
 
 
-def _list_fields(field: str, value: Any) -> list[HeadField]:
+def list_fields(field: str, value: Any) -> list[HeadField]:
+    """What may stand alone or in a list, each with its field; empty where there is nothing."""
     if isinstance(value, (list, tuple)):
         return [(f"{field}[{index}]", head) for index, head in enumerate(value)]
     return [(field, value)] if value else []

@@ -9,11 +9,11 @@ from typing import Any
 
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg.config.batches import resolve_batches
-from ds_seg.config.deepspeed_json import load_deepspeed_json, resolve_deepspeed
+from ds_seg.config.deepspeed_json import load_deepspeed_json, resolve_deepspeed, validate_by_deepspeed
 from ds_seg.config.dialect import choose_deepspeed_json, find_ignored, list_ignored_names
 from ds_seg.config.faults import Faults
 from ds_seg.config.files import read_config_file, resolve_config_path
-from ds_seg.config.head_fields import auxiliary_head_fields, classifying_head, decode_head_fields
+from ds_seg.config.head_fields import auxiliary_head_fields, classifying_head, decode_head_fields, list_fields
 from ds_seg.config.limits import read_max_time, read_watchdog_timeout
 from ds_seg.config.sections import (
     EmaSettings,
@@ -29,6 +29,16 @@ from ds_seg.config.sections import (
 from ds_seg.config.zero_sizes import DEFAULT_LIVE_BYTES, find_auto_sizes, settle_zero_sizes
 
 from mmcv import Config  # isort: skip
+
+_BACKBONE_FLAGS = (
+    "qkv_bias",
+    "qk_normalization",
+    "freeze_vit",
+    "unfreeze_pos_embed",
+    "with_fpn",
+    "with_final_norm",
+    "output_norm",
+)
 
 
 @dataclass(frozen=True)
@@ -158,8 +168,8 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
     )
     log_interval_steps, wandb, ignored_loggers = read_log_config(config.get("log_config"), faults)
     ema, ignored_hooks = read_custom_hooks(config.get("custom_hooks"), faults)
-    switches = _read_switches(options, config)
-    deepspeed_path, ignored_json = choose_deepspeed_json(options.deepspeed_config, config)
+    switches = _read_switches(options, config, faults)
+    deepspeed_path, ignored_json = choose_deepspeed_json(options.deepspeed_config, config, faults)
     deepspeed = resolve_deepspeed(
         load_deepspeed_json(deepspeed_path),
         micro_batch=batches.micro_batch,
@@ -170,18 +180,19 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
     )
     auto_sizes = find_auto_sizes(deepspeed.get("zero_optimization"), faults)
     ignored = find_ignored(dict(config.items())) | ignored_json | ignored_loggers | ignored_hooks
+    optimizer = read_optimizer(config.optimizer, int(config.model.backbone.get("depth", 48)), faults)
     run = RunConfig(
         name=path.stem,
         mmseg=config,
         deepspeed=settle_zero_sizes(deepspeed, auto_sizes, config.model.backbone, DEFAULT_LIVE_BYTES),
         auto_sizes=auto_sizes,
-        work_dir=Path(options.work_dir or config.get("work_dir") or Path("work_dirs") / path.stem).absolute(),
+        work_dir=Path(options.work_dir or faults.text("work_dir", config) or Path("work_dirs") / path.stem).absolute(),
         seed=_read_seed(options, config, faults),
         world_size=world_size,
         micro_batch=batches.micro_batch,
         accumulation_steps=batches.accumulation_steps,
-        optimizer=read_optimizer(config.optimizer, int(config.model.backbone.get("depth", 48)), faults),
-        schedule=read_schedule(config.get("lr_config"), config.runner, faults),
+        optimizer=optimizer,
+        schedule=read_schedule(config.get("lr_config"), config.runner, optimizer.lr, faults),
         clip_norm=clip_norm,
         max_skipped_steps=faults.integer("max_skipped_steps", config, 5, minimum=1),
         max_rollbacks=_read_max_rollbacks(options, config, faults),
@@ -190,7 +201,7 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         checkpoint_in_background=options.checkpoint == "async",
         ema=ema,
         wandb=wandb,
-        load_from=options.load_from or next(filter(None, _list_weights(config)), None),
+        load_from=options.load_from or next(filter(None, _list_weights(config, faults)), None),
         resume=options.resume or _read_resume(config, faults),
         max_time_s=read_max_time(options.max_time, faults),
         watchdog_timeout_s=read_watchdog_timeout(options.watchdog_timeout_s, faults),
@@ -199,6 +210,7 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         **_read_intervals(config, faults),
     )
     faults.raise_if_any()
+    validate_by_deepspeed(run.deepspeed, deepspeed_path)
     return run
 
 
@@ -219,11 +231,11 @@ def _read_seed(options: RunOptions, config: Config, faults: Faults) -> int:
     return faults.integer("--seed", {"--seed": options.seed}, 0, minimum=0)
 
 
-def _read_switches(options: RunOptions, config: Config) -> dict[str, bool]:
+def _read_switches(options: RunOptions, config: Config, faults: Faults) -> dict[str, bool]:
     return {
-        "check_data": bool(config.get("check_data", True)),
-        "find_unused_parameters": bool(config.get("find_unused_parameters", False)),
-        "compile": options.compile or bool(config.get("compile", False)),
+        "check_data": faults.flag("check_data", config, True),
+        "find_unused_parameters": faults.flag("find_unused_parameters", config, False),
+        "compile": faults.flag("compile", config, False) or options.compile,
     }
 
 
@@ -235,26 +247,29 @@ def _read_max_rollbacks(options: RunOptions, config: Config, faults: Faults) -> 
     return most if wanted == "rollback" else 0
 
 
-def _list_weights(config: Mapping[str, Any]) -> list[str | None]:
+def _list_weights(config: Mapping[str, Any], faults: Faults) -> list[str | None]:
     """Where a config may name the weights to start from, first choice first.
 
     The last is a variable of InternVL's configs. Not all of them hand it to the backbone, and a run on random values
     is none that anyone wants.
     """
     model = config["model"]
-    in_model = [model.get("pretrained"), model["backbone"].get("pretrained")]
-    return [config.get("load_from"), *in_model, config.get("pretrained")]
+    in_model = [
+        faults.text("model.pretrained", model),
+        faults.text("model.backbone.pretrained", model["backbone"]),
+    ]
+    return [faults.text("load_from", config), *in_model, faults.text("pretrained", config)]
 
 
 def _read_resume(config: Config, faults: Faults) -> str | None:
-    given = config.get("resume_from")
+    given = faults.text("resume_from", config)
     if given and Path(given).suffix == ".pth":
         faults.add(
             "resume_from",
             f"got {given!r}, but a .pth file holds no ZeRO-3 optimizer to go on with. Start from its weights with "
             "load_from (--load-from), or name a checkpoint of ds_seg, or 'auto'.",
         )
-    return given or ("auto" if config.get("auto_resume") else None)
+    return given or ("auto" if faults.flag("auto_resume", config, False) else None)
 
 
 def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:
@@ -270,7 +285,7 @@ def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:
     )
     checkpoint = faults.section("checkpoint_config", config.get("checkpoint_config"), checkpoint_keys)
     for name, section in (("evaluation", evaluation), ("checkpoint_config", checkpoint)):
-        if section.get("by_epoch", False):
+        if faults.flag(f"{name}.by_epoch", section, False):
             faults.add(f"{name}.by_epoch", "got True; intervals are in iterations here, so it must be False.")
     save_best = evaluation.get("save_best")
     if save_best not in (None, False, "mIoU", "auto"):
@@ -309,6 +324,9 @@ def _check_model(model: Mapping[str, Any], faults: Faults) -> None:
         faults.add("model.type", f"got {model.get('type')!r}, want 'EncoderDecoder' or 'CascadeEncoderDecoder'.")
     if not isinstance(model.get("backbone"), Mapping):
         faults.add("model.backbone", "missing.")
+    else:
+        _check_backbone(model["backbone"], faults)
+    faults.section("model.train_cfg", model.get("train_cfg"), None)
     _check_heads(model, cascade, faults)
     faults.raise_if_any()
     if model["backbone"].get("type") not in ("InternViT", "InternViT6B"):
@@ -321,6 +339,15 @@ def _check_model(model: Mapping[str, Any], faults: Faults) -> None:
         faults.add("model.test_cfg", "mode='slide' needs crop_size=(height, width) and stride=(height, width).")
     elif test_cfg.get("mode") == "slide":
         _check_multiple("model.test_cfg.crop_size", test_cfg["crop_size"], model["backbone"], faults)
+
+
+def _check_backbone(backbone: Mapping[str, Any], faults: Faults) -> None:
+    for name in ("patch_size", "img_size", "num_heads", "depth"):
+        faults.integer(f"model.backbone.{name}", backbone, 1, minimum=1)
+    width = faults.integer("model.backbone.embed_dim", backbone, 3200, minimum=1)
+    faults.number("model.backbone.mlp_ratio", backbone, 4.0, minimum=1 / width)
+    for name in _BACKBONE_FLAGS:
+        faults.flag(f"model.backbone.{name}", backbone, False)
 
 
 def _check_heads(model: Mapping[str, Any], cascade: bool, faults: Faults) -> None:
@@ -339,6 +366,16 @@ def _check_heads(model: Mapping[str, Any], cascade: bool, faults: Faults) -> Non
             continue
         inner, classifier = classifying_head(where, head)
         faults.integer(f"{inner}.num_classes", classifier, 0, minimum=1)
+        for place, loss in list_fields(f"{inner}.loss_decode", classifier.get("loss_decode")):
+            _check_loss(place, loss, faults)
+
+
+def _check_loss(field: str, loss: Any, faults: Faults) -> None:
+    section = faults.section(field, loss, None)
+    faults.number(f"{field}.loss_weight", section, 1.0, minimum=0.0)
+    weights = section.get("class_weight")
+    if isinstance(weights, (list, tuple)) and not all(isinstance(w, (int, float)) and w >= 0 for w in weights):
+        faults.add(f"{field}.class_weight", f"got {weights!r}, want a number of at least 0 for each class.")
 
 
 def _check_data(config: Config, faults: Faults) -> None:
