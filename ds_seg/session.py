@@ -12,6 +12,7 @@ from torch import nn
 from ds_seg import distributed
 from ds_seg.checkpoint import load_weights_from_checkpoint, resolve_weights
 from ds_seg.config import RunConfig
+from ds_seg.config.data_section import list_steps
 from ds_seg.config.deepspeed_json import offloaded_share
 from ds_seg.config.head_fields import predicting_head
 from ds_seg.data.build import build_dataset, leaf_datasets
@@ -194,12 +195,13 @@ def enable_test_time_augmentation(run: RunConfig, role: str) -> None:
     Raises:
         ConfigError: the pipeline has no MultiScaleFlipAug to set.
     """
-    for step in run.data[role]["pipeline"]:
-        if step["type"] == "MultiScaleFlipAug":
-            step["img_ratios"] = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
-            step["flip"] = True
-            return
-    raise ConfigError(f"--tta: data.{role}.pipeline has no MultiScaleFlipAug step. Add one, as ds_configs/datasets do.")
+    steps = [step for step in list_steps(run.data[role]) if step["type"] == "MultiScaleFlipAug"]
+    if not steps:
+        raise ConfigError(
+            f"--tta: data.{role}.pipeline has no MultiScaleFlipAug step. Add one, as ds_configs/datasets do."
+        )
+    for step in steps:
+        step.update(img_ratios=[0.5, 0.75, 1.0, 1.25, 1.5, 1.75], flip=True)
 
 
 def _own_indices(dataset: Any) -> range:

@@ -17,7 +17,7 @@ import torch
 
 from ds_seg.config import RunConfig
 from ds_seg.config.head_fields import predicting_head
-from ds_seg.data.images import ArrayPipeline, open_images
+from ds_seg.data.images import ArrayPipeline, inference_section, open_images
 from ds_seg.data.lint import find_class_count_fault
 from ds_seg.errors import ConfigError, WeightsError
 
@@ -81,7 +81,7 @@ def describe_model_of(run: RunConfig) -> ModelDescription:
             test pipeline, or the config holds something that can't be written down.
     """
     dataset = open_images(run.data, [])
-    section = run.data.get("test") or run.data.val
+    section = inference_section(run.data)
     head_field, head = predicting_head(run.model)
     fault = find_class_count_fault(head_field, int(head["num_classes"]), "data.test", dataset)
     if fault:

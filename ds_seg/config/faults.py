@@ -18,6 +18,13 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
+def list_fields(field: str, value: Any) -> list[tuple[str, Any]]:
+    """What may stand alone or in a list, each with its dotted field; empty where there is nothing."""
+    if isinstance(value, (list, tuple)):
+        return [(f"{field}[{index}]", item) for index, item in enumerate(value)]
+    return [(field, value)] if value else []
+
+
 class Faults:
     """Collects messages that each start with a dotted config field; raises them as one error."""
 
@@ -85,6 +92,18 @@ class Faults:
             self.add(field, f"got {value!r}, want a string.")
             return None
         return value or None
+
+    def size_px(self, field: str, value: Any, *, multiple: int) -> None:
+        """A fault if `value` is no height and width in pixels (or one for both), or no `multiple` of the patch."""
+        sizes = value if isinstance(value, (tuple, list)) else (value, value)
+        if len(sizes) != 2 or not all(isinstance(length, int) and length > 0 for length in sizes):
+            self.add(field, f"got {value!r}, want (height, width) in pixels.")
+        elif any(length % multiple for length in sizes):
+            nearest = tuple(max(multiple, round(length / multiple) * multiple) for length in sizes)
+            self.add(
+                field,
+                f"got {tuple(sizes)}, want multiples of the backbone's {multiple} px patch; the nearest are {nearest}.",
+            )
 
     def raise_if_any(self) -> None:
         """Raise all faults as one.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ds_seg.config.faults import list_fields
+
 HeadField = tuple[str, Mapping[str, Any]]
 """The dotted field of a head, such as `model.auxiliary_head[1]`, and its config."""
 
@@ -28,10 +30,3 @@ def classifying_head(field: str, head: Mapping[str, Any]) -> HeadField:
 def predicting_head(model: Mapping[str, Any]) -> HeadField:
     """The head whose classes are predicted: the decode head, or the last one of a cascade."""
     return classifying_head(*decode_head_fields(model)[-1])
-
-
-def list_fields(field: str, value: Any) -> list[HeadField]:
-    """What may stand alone or in a list, each with its field; empty where there is nothing."""
-    if isinstance(value, (list, tuple)):
-        return [(f"{field}[{index}]", head) for index, head in enumerate(value)]
-    return [(field, value)] if value else []

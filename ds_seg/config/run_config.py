@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg.config.batches import resolve_batches
+from ds_seg.config.data_section import find_crop_size, validate_data
 from ds_seg.config.deepspeed_json import load_deepspeed_json, resolve_deepspeed, validate_by_deepspeed
 from ds_seg.config.dialect import choose_deepspeed_json, find_ignored, list_ignored_names
 from ds_seg.config.faults import Faults
 from ds_seg.config.files import read_config_file, resolve_config_path
-from ds_seg.config.head_fields import auxiliary_head_fields, classifying_head, decode_head_fields, list_fields
 from ds_seg.config.limits import read_max_time, read_watchdog_timeout
+from ds_seg.config.model_section import validate_model
 from ds_seg.config.sections import (
     EmaSettings,
     OptimizerSettings,
@@ -29,16 +30,6 @@ from ds_seg.config.sections import (
 from ds_seg.config.zero_sizes import DEFAULT_LIVE_BYTES, find_auto_sizes, settle_zero_sizes
 
 from mmcv import Config  # isort: skip
-
-_BACKBONE_FLAGS = (
-    "qkv_bias",
-    "qk_normalization",
-    "freeze_vit",
-    "unfreeze_pos_embed",
-    "with_fpn",
-    "with_final_norm",
-    "output_norm",
-)
 
 
 @dataclass(frozen=True)
@@ -142,10 +133,8 @@ class RunConfig:
     @property
     def train_crop_px(self) -> tuple[int, int]:
         """Height and width of a training crop; of the evaluation's window, or the backbone's image, where none is."""
-        steps = [step for _, step in _pipeline_steps(self.data.train, "data.train")]
-        crops = [step["crop_size"] for step in steps if step.get("type") == "RandomCrop"]
         window = self.model.test_cfg.get("crop_size")
-        size = (crops or [window or self.model.backbone.get("img_size", 224)])[-1]
+        size = find_crop_size(self.data.train) or window or self.model.backbone.get("img_size", 224)
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         return int(height), int(width)
 
@@ -160,8 +149,8 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
     config = read_config_file(path, options.cfg_options)
     faults = Faults(str(path))
     _require_sections(config, faults)
-    _check_model(config.model, faults)
-    _check_data(config, faults)
+    validate_model(config.model, faults)
+    validate_data(config.data, config.model.backbone.get("patch_size", 14), faults)
     clip_norm, cumulative_iters = read_optimizer_config(config.get("optimizer_config"), faults)
     batches = resolve_batches(
         config, cumulative_iters=cumulative_iters, world_size=world_size, kept=options.global_batch, faults=faults
@@ -314,100 +303,3 @@ def _read_keep_interval(checkpoint: Mapping[str, Any], interval_steps: int, faul
             "checkpoint_config.interval.",
         )
     return steps
-
-
-def _check_model(model: Mapping[str, Any], faults: Faults) -> None:
-    known = ("type", "pretrained", "backbone", "decode_head", "auxiliary_head", "train_cfg", "test_cfg", "init_cfg")
-    cascade = model.get("type") == "CascadeEncoderDecoder"
-    faults.section("model", model, (*known, "num_stages") if cascade else known)
-    if model.get("type") not in ("EncoderDecoder", "CascadeEncoderDecoder"):
-        faults.add("model.type", f"got {model.get('type')!r}, want 'EncoderDecoder' or 'CascadeEncoderDecoder'.")
-    if not isinstance(model.get("backbone"), Mapping):
-        faults.add("model.backbone", "missing.")
-    else:
-        _check_backbone(model["backbone"], faults)
-    faults.section("model.train_cfg", model.get("train_cfg"), None)
-    _check_heads(model, cascade, faults)
-    faults.raise_if_any()
-    if model["backbone"].get("type") not in ("InternViT", "InternViT6B"):
-        faults.add("model.backbone.type", f"got {model['backbone'].get('type')!r}, want 'InternViT' or 'InternViT6B'.")
-    refinement = ("subdivision_steps", "subdivision_num_points", "scale_factor") if cascade else ()
-    test_cfg = faults.section("model.test_cfg", model.get("test_cfg"), ("mode", "crop_size", "stride", *refinement))
-    if test_cfg.get("mode") not in ("slide", "whole"):
-        faults.add("model.test_cfg.mode", f"got {test_cfg.get('mode')!r}, want 'slide' or 'whole'.")
-    if test_cfg.get("mode") == "slide" and not {"crop_size", "stride"} <= set(test_cfg):
-        faults.add("model.test_cfg", "mode='slide' needs crop_size=(height, width) and stride=(height, width).")
-    elif test_cfg.get("mode") == "slide":
-        _check_multiple("model.test_cfg.crop_size", test_cfg["crop_size"], model["backbone"], faults)
-
-
-def _check_backbone(backbone: Mapping[str, Any], faults: Faults) -> None:
-    for name in ("patch_size", "img_size", "num_heads", "depth"):
-        faults.integer(f"model.backbone.{name}", backbone, 1, minimum=1)
-    width = faults.integer("model.backbone.embed_dim", backbone, 3200, minimum=1)
-    faults.number("model.backbone.mlp_ratio", backbone, 4.0, minimum=1 / width)
-    for name in _BACKBONE_FLAGS:
-        faults.flag(f"model.backbone.{name}", backbone, False)
-
-
-def _check_heads(model: Mapping[str, Any], cascade: bool, faults: Faults) -> None:
-    decode_heads = decode_head_fields(model)
-    if not decode_heads:
-        faults.add("model.decode_head", "missing.")
-    if cascade and not (isinstance(model.get("decode_head"), (list, tuple)) and len(decode_heads) > 1):
-        faults.add("model.decode_head", "model.type='CascadeEncoderDecoder' needs a list of at least two heads.")
-    if cascade and model.get("num_stages") != len(decode_heads):
-        faults.add("model.num_stages", f"got {model.get('num_stages')!r}, but decode_head lists {len(decode_heads)}.")
-    if not cascade and len(decode_heads) > 1:
-        faults.add("model.decode_head", "several heads in a row need model.type='CascadeEncoderDecoder'.")
-    for where, head in decode_heads + auxiliary_head_fields(model):
-        if not isinstance(head, Mapping) or "type" not in head:
-            faults.add(where, f"got {head!r}, want a dict with a type, such as dict(type='FCNHead', ...).")
-            continue
-        inner, classifier = classifying_head(where, head)
-        faults.integer(f"{inner}.num_classes", classifier, 0, minimum=1)
-        for place, loss in list_fields(f"{inner}.loss_decode", classifier.get("loss_decode")):
-            _check_loss(place, loss, faults)
-
-
-def _check_loss(field: str, loss: Any, faults: Faults) -> None:
-    section = faults.section(field, loss, None)
-    faults.number(f"{field}.loss_weight", section, 1.0, minimum=0.0)
-    weights = section.get("class_weight")
-    if isinstance(weights, (list, tuple)) and not all(isinstance(w, (int, float)) and w >= 0 for w in weights):
-        faults.add(f"{field}.class_weight", f"got {weights!r}, want a number of at least 0 for each class.")
-
-
-def _check_data(config: Config, faults: Faults) -> None:
-    data = config.data
-    known = ("samples_per_gpu", "workers_per_gpu", "max_bad_samples", "train", "val", "test")
-    faults.section("data", data, (*known, *list_ignored_names("data")))
-    for role in ("train", "val"):
-        if not isinstance(data.get(role), Mapping):
-            faults.add(f"data.{role}", "missing; give the MMSeg dataset that this role reads.")
-            continue
-        for where, step in _pipeline_steps(data[role], f"data.{role}"):
-            if step.get("type") == "RandomCrop":
-                _check_multiple(f"{where}.crop_size", step.get("crop_size"), config.model.backbone, faults)
-    faults.integer("data.workers_per_gpu", data, 2, minimum=0)
-
-
-def _pipeline_steps(section: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for index, step in enumerate(section.get("pipeline") or []):
-        if isinstance(step, Mapping):
-            yield f"{where}.pipeline[{index}]", step
-    if isinstance(section.get("dataset"), Mapping):
-        yield from _pipeline_steps(section["dataset"], f"{where}.dataset")
-
-
-def _check_multiple(where: str, size: Any, backbone: Mapping[str, Any], faults: Faults) -> None:
-    patch = int(backbone.get("patch_size", 14))
-    sizes = size if isinstance(size, (tuple, list)) else (size, size)
-    if len(sizes) != 2 or not all(isinstance(length, int) and length > 0 for length in sizes):
-        faults.add(where, f"got {size!r}, want (height, width) in pixels.")
-        return
-    if any(length % patch for length in sizes):
-        nearest = tuple(max(patch, round(length / patch) * patch) for length in sizes)
-        faults.add(
-            where, f"got {tuple(sizes)}, want multiples of the backbone's {patch} px patch; the nearest are {nearest}."
-        )

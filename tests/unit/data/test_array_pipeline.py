@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ds_seg.data.images import ArrayPipeline, ImageFiles
+from ds_seg.data.images import ArrayPipeline, ImageFiles, open_images
 from ds_seg.data.loader import make_test_sample
 from ds_seg.errors import ConfigError
 from tiny_export import CLASSES, PALETTE, PIPELINE
@@ -37,6 +37,14 @@ def test_a_pipeline_that_reads_no_file(pipeline, first):
 def test_a_step_that_can_not_be_built(step, fault):
     with pytest.raises(ConfigError, match=rf"pipeline can't be built: .*{fault}.* Import the module that registers"):
         ArrayPipeline([PIPELINE[0], step])
+
+
+def test_new_images_go_through_the_first_pipeline_of_a_list():
+    first, second = (
+        {"type": "CustomDataset", "pipeline": PIPELINE, "classes": names} for names in (CLASSES, ["other"])
+    )
+    for data in ({"val": [first, second]}, {"val": second, "test": [first]}):
+        assert tuple(open_images(data, []).CLASSES) == CLASSES
 
 
 def test_classes_may_be_listed_in_a_file(tmp_path):
