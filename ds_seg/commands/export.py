@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     resume_collector()
     validate_output(args.out, args.format)
-    config = build_run_config(run_options(args), world_size=1)
+    config = build_run_config(run_options(args), world_size=1, with_engines=False)
     description = describe_model_of(config)
     backbone, heads, weights = _open_source(config, resolve_weights(args.checkpoint))
     dtype = DTYPES[args.dtype]

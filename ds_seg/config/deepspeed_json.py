@@ -134,14 +134,13 @@ def validate_by_deepspeed(resolved: Mapping[str, Any], path: Path) -> None:
     Raises:
         ConfigError: with DeepSpeed's reason for each value that it refuses.
     """
-    # imported here: loading an exported model needs no DeepSpeed
-    logging.disable(logging.WARNING)  # that it finds no GPU is nothing to a plan
-    from deepspeed.runtime.config import DeepSpeedConfig
+    logging.disable(logging.WARNING)  # DeepSpeed's, that there is no GPU: a plan needs none
+    from deepspeed.runtime.config import DeepSpeedConfig  # here: an export does without DeepSpeed
     from pydantic import ValidationError
 
     logging.disable(logging.NOTSET)
     faults = Faults(f"DeepSpeed config '{path}'")
-    # its sums of batch sizes are for the processes that run now, not for those of a plan
+    # DeepSpeed multiplies batch sizes by the processes that run now; the run may be of another number
     own = {
         key: value for key, value in resolved.items() if key not in ("train_batch_size", "gradient_accumulation_steps")
     }

@@ -139,8 +139,13 @@ class RunConfig:
         return int(height), int(width)
 
 
-def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
+def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool = True) -> RunConfig:
     """Read, merge and check everything that describes a run.
+
+    Args:
+        options: what the command line says.
+        world_size: number of processes.
+        with_engines: whether the run has engines, so that DeepSpeed is asked now what it thinks of its config.
 
     Raises:
         ConfigError: with every fault that was found.
@@ -199,7 +204,8 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         **_read_intervals(config, faults),
     )
     faults.raise_if_any()
-    validate_by_deepspeed(run.deepspeed, deepspeed_path)
+    if with_engines:
+        validate_by_deepspeed(run.deepspeed, deepspeed_path)
     return run
 
 
