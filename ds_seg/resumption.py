@@ -46,7 +46,7 @@ def resolve_run(options: RunOptions) -> RunConfig:
     return dataclasses.replace(run, notes=(*run.notes, note))
 
 
-def resolve_trained(options: RunOptions, checkpoint: str) -> tuple[RunConfig, Path]:
+def resolve_trained(options: RunOptions, checkpoint: str, *, with_engines: bool = True) -> tuple[RunConfig, Path]:
     """The run and the weights of an evaluation, prediction or export; a collective over all ranks.
 
     The backbone computes in what the weights were trained in, where they tell; a DeepSpeed JSON on the command line
@@ -55,13 +55,14 @@ def resolve_trained(options: RunOptions, checkpoint: str) -> tuple[RunConfig, Pa
     Args:
         options: of the command line.
         checkpoint: see `resolve_weights`.
+        with_engines: whether DeepSpeed will read its JSON.
 
     Raises:
         ConfigError: with every fault of the config.
         CheckpointError: there is no such checkpoint, or it is damaged.
         WeightsError: the weight file can't be read.
     """
-    run = build_run_config(options, distributed.world_size())
+    run = build_run_config(options, distributed.world_size(), with_engines=with_engines)
     weights = distributed.agree(lambda: resolve_weights(checkpoint))
     if options.deepspeed_config is not None:
         return run, weights

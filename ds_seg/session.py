@@ -12,10 +12,12 @@ from torch import nn
 from ds_seg import distributed
 from ds_seg.checkpoint import load_weights_from_checkpoint, resolve_weights
 from ds_seg.config import RunConfig
+from ds_seg.config.data_section import list_steps
 from ds_seg.config.deepspeed_json import offloaded_share
 from ds_seg.data.build import leaf_datasets
 from ds_seg.data.loader import TestSample, build_test_items, load_ground_truth
 from ds_seg.engine.engines import Engines, build_modules
+from ds_seg.engine.groups import validate_multipliers
 from ds_seg.engine.operator_builds import expect_cpu_adam
 from ds_seg.engine.precision import validate_precision
 from ds_seg.errors import ConfigError
@@ -43,10 +45,13 @@ def build_engines(run: RunConfig, *, training: bool, weights: str | None, log: L
 
     Raises:
         ConfigError: before any weight is loaded, a head or loss that can't be built or, where it is to train, fails;
-            or an optimizer in host memory that can't be compiled.
+            a key of `custom_keys` that no parameter has; or an optimizer in host memory that can't be compiled.
         PrecisionError: a tensor of the engines has another dtype than promised.
     """
     backbone, heads = build_modules(run)
+    if training:
+        names = [f"backbone.{name}" for name, _ in backbone.named_parameters()]
+        validate_multipliers([*names, *(name for name, _ in heads.named_parameters())], run.optimizer)
     if training and offloaded_share(run.deepspeed) and any(p.requires_grad for p in backbone.parameters()):
         distributed.agree(lambda: expect_cpu_adam(log))
     if training:
@@ -157,12 +162,13 @@ def enable_test_time_augmentation(run: RunConfig, role: str) -> None:
     Raises:
         ConfigError: the pipeline has no MultiScaleFlipAug to set.
     """
-    for step in run.data[role]["pipeline"]:
-        if step["type"] == "MultiScaleFlipAug":
-            step["img_ratios"] = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
-            step["flip"] = True
-            return
-    raise ConfigError(f"--tta: data.{role}.pipeline has no MultiScaleFlipAug step. Add one, as ds_configs/datasets do.")
+    steps = [step for step in list_steps(run.data[role]) if step["type"] == "MultiScaleFlipAug"]
+    if not steps:
+        raise ConfigError(
+            f"--tta: data.{role}.pipeline has no MultiScaleFlipAug step. Add one, as ds_configs/datasets do."
+        )
+    for step in steps:
+        step.update(img_ratios=[0.5, 0.75, 1.0, 1.25, 1.5, 1.75], flip=True)
 
 
 def _own_indices(dataset: Any) -> range:

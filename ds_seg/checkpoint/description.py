@@ -20,7 +20,7 @@ from ds_seg.checkpoint.training_state import read_state
 from ds_seg.config import RunConfig
 from ds_seg.config.head_fields import predicting_head
 from ds_seg.data.head_fit import find_misfits
-from ds_seg.data.images import ArrayPipeline, open_images
+from ds_seg.data.images import ArrayPipeline, inference_section, open_images
 from ds_seg.errors import ConfigError, WeightsError
 from ds_seg.models.weight_files import WeightFiles, is_weight_path
 
@@ -84,7 +84,7 @@ def describe_model_of(run: RunConfig) -> ModelDescription:
             test pipeline, or the config holds something that can't be written down.
     """
     dataset = open_images(run.data, [])
-    section = run.data.get("test") or run.data.val
+    section = inference_section(run.data)
     misfits = find_misfits(*predicting_head(run.model), "data.test", dataset)
     if misfits:
         raise ConfigError("\n".join(misfits))

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     resume_collector()
     validate_output(args.out, args.format)
-    config, source = resolve_trained(run_options(args), args.checkpoint)
+    config, source = resolve_trained(run_options(args), args.checkpoint, with_engines=False)
     description = describe_model_of(config)
     backbone, heads, weights = _open_source(config, source)
     dtype = DTYPES[args.dtype]

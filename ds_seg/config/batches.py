@@ -20,7 +20,7 @@ class Batches(NamedTuple):
 
 
 def resolve_batches(
-    config: Mapping[str, Any], *, cumulative_iters: int, world_size: int, kept: int | None, faults: Faults
+    config: Mapping[str, Any], *, cumulative_iters: int | None, world_size: int, kept: int | None, faults: Faults
 ) -> Batches:
     """Share out the global batch, or let it follow from the number of processes where nothing fixes it.
 
@@ -29,7 +29,7 @@ def resolve_batches(
 
     Args:
         config: the run's; `global_batch` fixes the crops of a step.
-        cumulative_iters: micro-batches a step where nothing is fixed.
+        cumulative_iters: micro-batches a step as `optimizer_config` has them; None where it says nothing.
         world_size: number of processes.
         kept: the global batch of the checkpoint that the run goes on from, which comes before the config's; None
             where there is none.
@@ -37,7 +37,7 @@ def resolve_batches(
     """
     most = faults.integer("data.samples_per_gpu", config["data"], 1, minimum=1)
     if kept is None and config.get("global_batch") is None:
-        return Batches(most, cumulative_iters)
+        return Batches(most, cumulative_iters or 1)
     global_batch = kept or faults.integer("global_batch", config, most * world_size, minimum=1)
     share, remainder = divmod(global_batch, world_size)
     if remainder:
@@ -47,11 +47,10 @@ def resolve_batches(
             "global_batch",
             f"got {global_batch}, {source} {world_size} processes can't share evenly. Start {fitting} of them.",
         )
-        return Batches(most, cumulative_iters)
+        return Batches(most, cumulative_iters or 1)
     micro_batch = max(size for size in range(1, min(most, share) + 1) if share % size == 0)
     steps = share // micro_batch
-    fixed = "cumulative_iters" in (config.get("optimizer_config") or {})
-    if kept is None and fixed and cumulative_iters != steps:
+    if kept is None and cumulative_iters not in (None, steps):
         faults.add("optimizer_config.cumulative_iters", f"got {cumulative_iters}, but global_batch makes it {steps}.")
     note = f"{micro_batch} crops at once, not data.samples_per_gpu={most}: a process has {share} of the {global_batch}"
     return Batches(micro_batch, steps, () if micro_batch == most else (note,))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ds_seg.config.faults import Faults
+from ds_seg.config.faults import Faults, suggest
 from ds_seg.config.files import CONFIGS_ROOT
 from ds_seg.errors import ConfigError
 
@@ -22,7 +25,15 @@ _KNOWN_KEYS = frozenset(
     seq_parallel_communication_data_type gradient_clipping optimizer scheduler fp16 amp
     """.split()
 )
+_SECTIONS_BY_MODEL = {
+    "DeepSpeedZeroConfig": "zero_optimization",
+    "DeepSpeedBF16Config": "bf16",
+    "DeepSpeedFP16Config": "fp16",
+    "CommsLoggerConfig": "comms_logger",
+}
+"""Where the values stand that a model of DeepSpeed's checks."""
 _OFFLOADED_PARTS = ("offload_optimizer", "offload_param")
+_QUANTIZERS = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
 _BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
@@ -30,7 +41,7 @@ def load_deepspeed_json(path: Path) -> dict[str, Any]:
     """The parsed file.
 
     Raises:
-        ConfigError: it is missing or not a JSON object.
+        ConfigError: it is missing, not a JSON object, or has a key twice.
     """
     if not path.is_file():
         shipped = ", ".join(str(file.name) for file in sorted(DEFAULT_DEEPSPEED_JSON.parent.glob("*.json")))
@@ -39,7 +50,7 @@ def load_deepspeed_json(path: Path) -> dict[str, Any]:
             f"ds_seg ships {shipped} in {DEFAULT_DEEPSPEED_JSON.parent}."
         )
     try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
+        parsed = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=partial(_refuse_duplicates, path))
     except ValueError as error:
         raise ConfigError(
             f"DeepSpeed config '{path}' is not valid JSON: {error}. If the file was cut off while it was "
@@ -48,6 +59,17 @@ def load_deepspeed_json(path: Path) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise ConfigError(f"DeepSpeed config '{path}' holds a {type(parsed).__name__}, want a JSON object.")
     return parsed
+
+
+def _refuse_duplicates(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    counts = Counter(key for key, _ in pairs)
+    twice = [key for key, count in counts.items() if count > 1]
+    if twice:
+        raise ConfigError(
+            f"DeepSpeed config '{path}' has {', '.join(map(repr, twice))} more than once in one object, and only the "
+            "last would count. Keep one."
+        )
+    return dict(pairs)
 
 
 def resolve_deepspeed(
@@ -93,11 +115,56 @@ def resolve_deepspeed(
     bf16 = given.get("bf16", {"enabled": False})
     if not isinstance(bf16, dict) or not isinstance(bf16.get("enabled", False), bool):
         faults.add("deepspeed.bf16", f'got {bf16!r}, want {{"enabled": true}} or {{"enabled": false}}.')
+    elif bf16.get("bf16_master_weights_and_grads"):
+        faults.add("deepspeed.bf16.bf16_master_weights_and_grads", "got true, but masters stay FP32. Remove it.")
     resolved["gradient_clipping"] = 0.0  # left out, DeepSpeed 0.19.8 clips the backbone's own norm to 1
     resolved.setdefault("steps_per_print", 10**9)
     if compiled:
         resolved["zero_optimization"] = _without_own_linear(given.get("zero_optimization"), faults)
     return resolved
+
+
+def validate_by_deepspeed(resolved: Mapping[str, Any], path: Path) -> None:
+    """Let DeepSpeed read the config now as it will when its engine is built.
+
+    Args:
+        resolved: what DeepSpeed gets, all "auto" settled.
+        path: of the file, for messages.
+
+    Raises:
+        ConfigError: with DeepSpeed's reason for each value that it refuses.
+    """
+    logging.disable(logging.WARNING)  # DeepSpeed's, that there is no GPU: a plan needs none
+    from deepspeed.runtime.config import DeepSpeedConfig  # here: an export does without DeepSpeed
+    from pydantic import ValidationError
+
+    logging.disable(logging.NOTSET)
+    faults = Faults(f"DeepSpeed config '{path}'")
+    # DeepSpeed multiplies batch sizes by the processes that run now; the run may be of another number
+    own = {
+        key: value for key, value in resolved.items() if key not in ("train_batch_size", "gradient_accumulation_steps")
+    }
+    try:
+        DeepSpeedConfig(own)
+    except ValidationError as error:
+        section = _SECTIONS_BY_MODEL.get(error.title, error.title)
+        for fault in error.errors():
+            faults.add(*_describe_refusal(section, fault))
+    except Exception as error:  # its other readers raise whatever a wrong value leads them to
+        faults.add("deepspeed", f"{' '.join(str(error).split()).rstrip('.')} ({type(error).__name__}). Correct it.")
+    faults.raise_if_any()
+
+
+def _describe_refusal(section: str, fault: Mapping[str, Any]) -> tuple[str, str]:
+    """The dotted field of one of pydantic's faults, and what is wrong with it."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    field = ".".join(("deepspeed", section, *map(str, fault["loc"])))
+    if fault["type"] == "extra_forbidden":
+        known = (info.alias or name for name, info in DeepSpeedZeroConfig.model_fields.items())
+        return field, f"unknown key.{suggest(field.rpartition('.')[2], known)} Correct or remove it."
+    got = f"got {fault['input']!r}: " if fault["loc"] else ""
+    return field, f"{got}{fault['msg']}. Correct or remove it."
 
 
 def offloaded_share(deepspeed: Mapping[str, Any]) -> float:
@@ -158,7 +225,9 @@ def _check_zero(zero: Any, faults: Faults) -> None:
             f"got {zero.get('stage')!r}, want 3: the backbone is built and loaded in shards. Set it to 3, also on one "
             "GPU.",
         )
-    sections = {part: zero.get(part) or {} for part in _OFFLOADED_PARTS}
+    sections = {
+        part: faults.section(f"deepspeed.zero_optimization.{part}", zero.get(part), None) for part in _OFFLOADED_PARTS
+    }
     for part, section in sections.items():
         if section.get("device") == "nvme":
             faults.add(
@@ -174,6 +243,13 @@ def _check_zero(zero: Any, faults: Faults) -> None:
             f"got {ratio!r}, want the share of the optimizer's state that host memory holds, above 0 and at most 1. "
             "`ds-seg plan` tells the least that fits; remove offload_optimizer where nothing has to be offloaded.",
         )
+    for name in _QUANTIZERS:
+        if zero.get(name):
+            faults.add(
+                f"deepspeed.zero_optimization.{name}",
+                f"got {zero[name]!r}, which rounds what processes send each other to 8 or 4 bits: the run would not be "
+                "the plain one any more. Remove it.",
+            )
     for name, value in (
         ("offload_optimizer.super_offload", offload.get("super_offload")),
         ("zenflow", zero.get("zenflow")),

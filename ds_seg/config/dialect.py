@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_seg.config.deepspeed_json import DEFAULT_DEEPSPEED_JSON, load_deepspeed_json
+from ds_seg.config.faults import Faults
 
 _NO_MEANING = {
     "workflow": "training and evaluation alternate by evaluation.interval",
@@ -48,7 +49,7 @@ def _holds(config: Any, key: str) -> bool:
     return not rest or _holds(config[first], rest)
 
 
-def choose_deepspeed_json(given: str | None, config: Mapping[str, Any]) -> tuple[Path, dict[str, str]]:
+def choose_deepspeed_json(given: str | None, config: Mapping[str, Any], faults: Faults) -> tuple[Path, dict[str, str]]:
     """The DeepSpeed JSON of a run.
 
     `deepspeed_config` beside a `deepspeed` switch comes from InternVL's folders, where it names a file for ZeRO-1 that
@@ -57,6 +58,7 @@ def choose_deepspeed_json(given: str | None, config: Mapping[str, Any]) -> tuple
     Args:
         given: what --deepspeed-config says.
         config: the MMSeg config.
+        faults: gets a message where `deepspeed_config` is no name.
 
     Returns:
         The file, and what is ignored with the reason.
@@ -64,7 +66,7 @@ def choose_deepspeed_json(given: str | None, config: Mapping[str, Any]) -> tuple
     Raises:
         ConfigError: the file that `deepspeed_config` names is not valid JSON.
     """
-    named = config.get("deepspeed_config")
+    named = faults.text("deepspeed_config", config)
     if given is not None or named is None:
         return Path(given or DEFAULT_DEEPSPEED_JSON), {}
     if "deepspeed" not in config:

@@ -8,11 +8,21 @@ from typing import Any
 
 from ds_seg.errors import ConfigError
 
+_LARGEST_INTEGER = 2**63 - 1
+"""Of 64 bits with a sign, as torch has them."""
+
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """A hint like ` Did you mean 'optimizer'?`, or an empty string where nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def list_fields(field: str, value: Any) -> list[tuple[str, Any]]:
+    """What may stand alone or in a list, each with its dotted field; empty where there is nothing."""
+    if isinstance(value, (list, tuple)):
+        return [(f"{field}[{index}]", item) for index, item in enumerate(value)]
+    return [(field, value)] if value else []
 
 
 class Faults:
@@ -26,14 +36,17 @@ class Faults:
         """Note one fault of `field`."""
         self.messages.append(f"{field}: {message}")
 
-    def section(self, field: str, value: Any, known: Iterable[str]) -> Mapping[str, Any]:
-        """`value` as a dict (None counts as an empty one), with a fault for every key that is not in `known`."""
+    def section(self, field: str, value: Any, known: Iterable[str] | None) -> Mapping[str, Any]:
+        """`value` as a dict (None counts as an empty one), with a fault for every key that is not in `known`.
+
+        `known=None` takes any key.
+        """
         if value is None:
             return {}
         if not isinstance(value, Mapping):
             self.add(field, f"got {value!r}, want a dict.")
             return {}
-        known = list(known)
+        known = list(value if known is None else known)
         for key in value:
             if key not in known:
                 self.add(f"{field}.{key}", f"unknown key.{suggest(key, known)} Known here: {', '.join(sorted(known))}.")
@@ -54,12 +67,43 @@ class Faults:
         return value
 
     def integer(self, field: str, section: Mapping[str, Any], default: int, *, minimum: int) -> int:
-        """The whole number at the last part of `field`, or `default`; a fault if it is none or too small."""
+        """The whole number at the last part of `field`, or `default`; a fault if it is none, too small or too large."""
         value = section.get(field.rpartition(".")[2], default)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             self.add(field, f"got {value!r}, want a whole number of at least {minimum}.")
             return default
+        if value > _LARGEST_INTEGER:
+            self.add(field, f"got {value!r}, want a whole number of at most {_LARGEST_INTEGER}.")
+            return default
         return value
+
+    def flag(self, field: str, section: Mapping[str, Any], default: bool) -> bool:
+        """The boolean at the last part of `field`, or `default`; a fault if it is none."""
+        value = section.get(field.rpartition(".")[2], default)
+        if not isinstance(value, bool):
+            self.add(field, f"got {value!r}, want True or False.")
+            return default
+        return value
+
+    def text(self, field: str, section: Mapping[str, Any]) -> str | None:
+        """The string at the last part of `field`; None where there is none, and a fault if it is anything else."""
+        value = section.get(field.rpartition(".")[2])
+        if value is not None and not isinstance(value, str):
+            self.add(field, f"got {value!r}, want a string.")
+            return None
+        return value or None
+
+    def size_px(self, field: str, value: Any, *, multiple: int) -> None:
+        """A fault if `value` is no height and width in pixels (or one for both), or no `multiple` of the patch."""
+        sizes = value if isinstance(value, (tuple, list)) else (value, value)
+        if len(sizes) != 2 or not all(isinstance(length, int) and length > 0 for length in sizes):
+            self.add(field, f"got {value!r}, want (height, width) in pixels.")
+        elif any(length % multiple for length in sizes):
+            nearest = tuple(max(multiple, round(length / multiple) * multiple) for length in sizes)
+            self.add(
+                field,
+                f"got {tuple(sizes)}, want multiples of the backbone's {multiple} px patch; the nearest are {nearest}.",
+            )
 
     def raise_if_any(self) -> None:
         """Raise all faults as one.

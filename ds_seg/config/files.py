@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import tokenize
+import re
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from mmcv import Config  # isort: skip
 
 CONFIGS_ROOT = Path(__file__).resolve().parents[2] / "ds_configs"
 RUNS_FOLDER = CONFIGS_ROOT / "runs"
+_SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
 KNOWN_KEYS = frozenset(
     """
@@ -58,19 +58,15 @@ def read_config_file(path: Path, overrides: Mapping[str, Any]) -> Config:
     """Read an MMSeg 0.x config with its bases and apply `--cfg-options`.
 
     Args:
-        path: the `.py` file.
+        path: the file; a `.py`, or a `.json` or `.yaml` as MMCV reads them.
         overrides: dotted key -> value, as mmcv's DictAction parses them.
 
     Raises:
         ConfigError: the file can't be read, an override doesn't fit, or a key is unknown.
     """
-    _validate_syntax(path)
-    try:
-        config = Config.fromfile(str(path))
-    except Exception as error:  # a config is Python code: it can raise anything
-        raise ConfigError(f"{_failing_line(path, error)} can't be read: {type(error).__name__}: {error}") from error
+    config, files = _read_with_bases(path)
     faults = Faults(str(path))
-    _check_top_level_keys(config, path, faults)
+    _check_top_level_keys(config, files, faults)
     for key in overrides:
         first = key.partition(".")[0]
         if first not in KNOWN_KEYS and first not in config:
@@ -83,22 +79,55 @@ def read_config_file(path: Path, overrides: Mapping[str, Any]) -> Config:
     return config
 
 
-def _validate_syntax(path: Path) -> None:
-    """Refuse a file, or one of its bases, that is no Python, as one that was written half is not."""
-    files = []
+def _read_with_bases(path: Path) -> tuple[Config, list[Path]]:
+    """The config, and the files that it consists of: itself and its bases, however they are named.
+
+    MMCV 1.7 reads each of them through one function, which is watched meanwhile.
+    """
+    read_file = Config._file2dict
+    files: list[Path] = []
+    being_read: list[Path] = []
+
+    def read_sound_file(filename: str, *args: Any) -> Any:
+        file = Path(filename).expanduser().resolve()
+        if file in being_read:
+            chain = " -> ".join(str(link) for link in [*being_read[being_read.index(file) :], file])
+            raise ConfigError(f"_base_ leads back to the file that it stands in: {chain}. Remove it from one of them.")
+        _validate_content(file)
+        files.append(file)
+        being_read.append(file)
+        content = read_file(filename, *args)
+        being_read.pop()
+        return content
+
+    Config._file2dict = staticmethod(read_sound_file)
     try:
-        # a missing base, bytes that are no text: MMCV's own message says it
-        with contextlib.suppress(OSError, ValueError):
-            files = _config_files(path)
-    except SyntaxError as error:
-        line = (error.text or "").strip()
+        return Config.fromfile(str(path)), files
+    except ConfigError:
+        raise
+    except Exception as error:  # a config is Python code: it can raise anything
+        raise ConfigError(f"{_failing_line(path, error)} can't be read: {type(error).__name__}: {error}") from error
+    finally:
+        Config._file2dict = staticmethod(read_file)
+
+
+def _validate_content(file: Path) -> None:
+    """Refuse a file that is empty or no Python, as one that was written half is not."""
+    if file.suffix not in _SUFFIXES or not file.is_file():
+        return  # MMCV's own message says it
+    if not file.read_bytes().strip():
+        raise ConfigError(f"{file}: the file is empty. Write it anew.")
+    if file.suffix != ".py":
+        return
+    try:
+        ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:  # ValueError: bytes that are no text
+        number, text = getattr(error, "lineno", None), (getattr(error, "text", None) or "").strip()
         raise ConfigError(
-            f"{error.filename or path} line {error.lineno} is no Python: {error.msg}{f' ({line})' if line else ''}. If "
-            "the file was cut off while it was written or copied, write it anew; else correct the line."
+            f"{file}{f' line {number}' if number else ''} is no Python: {getattr(error, 'msg', error)}"
+            f"{f' ({text})' if text else ''}. If the file was cut off while it was written or copied, write it anew; "
+            "else correct the line."
         ) from error
-    empty = [str(file) for file in files if not file.read_text(encoding="utf-8").strip()]
-    if empty:
-        raise ConfigError(f"{', '.join(empty)}: the file is empty. Write it anew.")
 
 
 def _failing_line(path: Path, error: Exception) -> str:
@@ -115,11 +144,9 @@ def _failing_line(path: Path, error: Exception) -> str:
     return f"{file}{line}"
 
 
-def _check_top_level_keys(config: Config, path: Path, faults: Faults) -> None:
+def _check_top_level_keys(config: Config, files: list[Path], faults: Faults) -> None:
     """A name that is neither known nor read by the config's own code does nothing: most likely a typo."""
-    helpers = set(_USUAL_VARIABLES)
-    for source in _config_files(path):
-        helpers |= _names_read(source)
+    helpers = _USUAL_VARIABLES.union(*(_names_read(file) for file in files))
     for key in config:
         if key not in KNOWN_KEYS and key not in helpers:
             faults.add(
@@ -127,31 +154,15 @@ def _check_top_level_keys(config: Config, path: Path, faults: Faults) -> None:
             )
 
 
-def _config_files(path: Path) -> list[Path]:
-    files = [path]
-    for node in _parse(path).body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "_base_" for t in node.targets):
-            bases = ast.literal_eval(node.value)
-            for base in [bases] if isinstance(bases, str) else bases:
-                files += _config_files((path.parent / base).resolve())
-    return files
-
-
-def _names_read(path: Path) -> set[str]:
-    tree = _parse(path)
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    imported = (node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)))
-    names.update(alias.asname or alias.name for node in imported for alias in node.names)
-    return names | set(_base_references(path))
-
-
-def _base_references(path: Path) -> list[str]:
-    """Names that the file takes from its bases as `{{_base_.name}}`."""
-    text = path.read_text(encoding="utf-8")
-    return [part.partition("}}")[0].strip().split(".")[0] for part in text.split("_base_.")[1:]]
-
-
-def _parse(path: Path) -> ast.Module:
-    with tokenize.open(path) as file:
-        source = file.read().replace("{{", "((").replace("}}", "))")
-    return ast.parse(source, filename=str(path))
+def _names_read(file: Path) -> set[str]:
+    """Names that a file's own code reads, and those that it takes from its bases as `{{_base_.name}}`."""
+    source = file.read_text(encoding="utf-8")
+    names = set(re.findall(r"\{\{\s*_base_\.(\w+)", source))
+    if file.suffix != ".py":
+        return names
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update(alias.asname or alias.name for alias in node.names)
+    return names

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ds_seg.config.faults import list_fields
+
 HeadField = tuple[str, Mapping[str, Any]]
 """The dotted field of a head, such as `model.auxiliary_head[1]`, and its config."""
 
 
 def decode_head_fields(model: Mapping[str, Any]) -> list[HeadField]:
     """The decode head, or the heads of a cascade in their order; empty where none is configured."""
-    return _list_fields("model.decode_head", model.get("decode_head"))
+    return list_fields("model.decode_head", model.get("decode_head"))
 
 
 def auxiliary_head_fields(model: Mapping[str, Any]) -> list[HeadField]:
     """The heads that only add losses; often none."""
-    return _list_fields("model.auxiliary_head", model.get("auxiliary_head"))
+    return list_fields("model.auxiliary_head", model.get("auxiliary_head"))
 
 
 def classifying_head(field: str, head: Mapping[str, Any]) -> HeadField:
@@ -28,9 +30,3 @@ def classifying_head(field: str, head: Mapping[str, Any]) -> HeadField:
 def predicting_head(model: Mapping[str, Any]) -> HeadField:
     """The head whose classes are predicted: the decode head, or the last one of a cascade."""
     return classifying_head(*decode_head_fields(model)[-1])
-
-
-def _list_fields(field: str, value: Any) -> list[HeadField]:
-    if isinstance(value, (list, tuple)):
-        return [(f"{field}[{index}]", head) for index, head in enumerate(value)]
-    return [(field, value)] if value else []

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg.config.batches import resolve_batches
-from ds_seg.config.deepspeed_json import load_deepspeed_json, resolve_deepspeed
+from ds_seg.config.data_section import find_crop_size, validate_data
+from ds_seg.config.deepspeed_json import load_deepspeed_json, resolve_deepspeed, validate_by_deepspeed
 from ds_seg.config.dialect import choose_deepspeed_json, find_ignored, list_ignored_names
 from ds_seg.config.faults import Faults
 from ds_seg.config.files import read_config_file, resolve_config_path
-from ds_seg.config.head_fields import auxiliary_head_fields, classifying_head, decode_head_fields
 from ds_seg.config.limits import read_max_time, read_watchdog_timeout
+from ds_seg.config.model_section import validate_model
 from ds_seg.config.sections import (
     EmaSettings,
     OptimizerSettings,
@@ -132,16 +133,19 @@ class RunConfig:
     @property
     def train_crop_px(self) -> tuple[int, int]:
         """Height and width of a training crop; of the evaluation's window, or the backbone's image, where none is."""
-        steps = [step for _, step in _pipeline_steps(self.data.train, "data.train")]
-        crops = [step["crop_size"] for step in steps if step.get("type") == "RandomCrop"]
         window = self.model.test_cfg.get("crop_size")
-        size = (crops or [window or self.model.backbone.get("img_size", 224)])[-1]
+        size = find_crop_size(self.data.train) or window or self.model.backbone.get("img_size", 224)
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         return int(height), int(width)
 
 
-def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
+def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool = True) -> RunConfig:
     """Read, merge and check everything that describes a run.
+
+    Args:
+        options: what the command line says.
+        world_size: number of processes.
+        with_engines: whether the run has engines, so that DeepSpeed is asked now what it thinks of its config.
 
     Raises:
         ConfigError: with every fault that was found.
@@ -150,16 +154,16 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
     config = read_config_file(path, options.cfg_options)
     faults = Faults(str(path))
     _require_sections(config, faults)
-    _check_model(config.model, faults)
-    _check_data(config, faults)
+    validate_model(config.model, faults)
+    validate_data(config.data, config.model.backbone.get("patch_size", 14), faults)
     clip_norm, cumulative_iters = read_optimizer_config(config.get("optimizer_config"), faults)
     batches = resolve_batches(
         config, cumulative_iters=cumulative_iters, world_size=world_size, kept=options.global_batch, faults=faults
     )
     log_interval_steps, wandb, ignored_loggers = read_log_config(config.get("log_config"), faults)
     ema, ignored_hooks = read_custom_hooks(config.get("custom_hooks"), faults)
-    switches = _read_switches(options, config)
-    deepspeed_path, ignored_json = choose_deepspeed_json(options.deepspeed_config, config)
+    switches = _read_switches(options, config, faults)
+    deepspeed_path, ignored_json = choose_deepspeed_json(options.deepspeed_config, config, faults)
     deepspeed = resolve_deepspeed(
         load_deepspeed_json(deepspeed_path),
         micro_batch=batches.micro_batch,
@@ -170,18 +174,19 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
     )
     auto_sizes = find_auto_sizes(deepspeed.get("zero_optimization"), faults)
     ignored = find_ignored(dict(config.items())) | ignored_json | ignored_loggers | ignored_hooks
+    optimizer = read_optimizer(config.optimizer, int(config.model.backbone.get("depth", 48)), faults)
     run = RunConfig(
         name=path.stem,
         mmseg=config,
         deepspeed=settle_zero_sizes(deepspeed, auto_sizes, config.model.backbone, DEFAULT_LIVE_BYTES),
         auto_sizes=auto_sizes,
-        work_dir=Path(options.work_dir or config.get("work_dir") or Path("work_dirs") / path.stem).absolute(),
+        work_dir=Path(options.work_dir or faults.text("work_dir", config) or Path("work_dirs") / path.stem).absolute(),
         seed=_read_seed(options, config, faults),
         world_size=world_size,
         micro_batch=batches.micro_batch,
         accumulation_steps=batches.accumulation_steps,
-        optimizer=read_optimizer(config.optimizer, int(config.model.backbone.get("depth", 48)), faults),
-        schedule=read_schedule(config.get("lr_config"), config.runner, faults),
+        optimizer=optimizer,
+        schedule=read_schedule(config.get("lr_config"), config.runner, optimizer.lr, faults),
         clip_norm=clip_norm,
         max_skipped_steps=faults.integer("max_skipped_steps", config, 5, minimum=1),
         max_rollbacks=_read_max_rollbacks(options, config, faults),
@@ -190,7 +195,7 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         checkpoint_in_background=options.checkpoint == "async",
         ema=ema,
         wandb=wandb,
-        load_from=options.load_from or next(filter(None, _list_weights(config)), None),
+        load_from=options.load_from or next(filter(None, _list_weights(config, faults)), None),
         resume=options.resume or _read_resume(config, faults),
         max_time_s=read_max_time(options.max_time, faults),
         watchdog_timeout_s=read_watchdog_timeout(options.watchdog_timeout_s, faults),
@@ -199,6 +204,8 @@ def build_run_config(options: RunOptions, world_size: int) -> RunConfig:
         **_read_intervals(config, faults),
     )
     faults.raise_if_any()
+    if with_engines:
+        validate_by_deepspeed(run.deepspeed, deepspeed_path)
     return run
 
 
@@ -219,11 +226,11 @@ def _read_seed(options: RunOptions, config: Config, faults: Faults) -> int:
     return faults.integer("--seed", {"--seed": options.seed}, 0, minimum=0)
 
 
-def _read_switches(options: RunOptions, config: Config) -> dict[str, bool]:
+def _read_switches(options: RunOptions, config: Config, faults: Faults) -> dict[str, bool]:
     return {
-        "check_data": bool(config.get("check_data", True)),
-        "find_unused_parameters": bool(config.get("find_unused_parameters", False)),
-        "compile": options.compile or bool(config.get("compile", False)),
+        "check_data": faults.flag("check_data", config, True),
+        "find_unused_parameters": faults.flag("find_unused_parameters", config, False),
+        "compile": faults.flag("compile", config, False) or options.compile,
     }
 
 
@@ -235,26 +242,29 @@ def _read_max_rollbacks(options: RunOptions, config: Config, faults: Faults) -> 
     return most if wanted == "rollback" else 0
 
 
-def _list_weights(config: Mapping[str, Any]) -> list[str | None]:
+def _list_weights(config: Mapping[str, Any], faults: Faults) -> list[str | None]:
     """Where a config may name the weights to start from, first choice first.
 
     The last is a variable of InternVL's configs. Not all of them hand it to the backbone, and a run on random values
     is none that anyone wants.
     """
     model = config["model"]
-    in_model = [model.get("pretrained"), model["backbone"].get("pretrained")]
-    return [config.get("load_from"), *in_model, config.get("pretrained")]
+    in_model = [
+        faults.text("model.pretrained", model),
+        faults.text("model.backbone.pretrained", model["backbone"]),
+    ]
+    return [faults.text("load_from", config), *in_model, faults.text("pretrained", config)]
 
 
 def _read_resume(config: Config, faults: Faults) -> str | None:
-    given = config.get("resume_from")
+    given = faults.text("resume_from", config)
     if given and Path(given).suffix == ".pth":
         faults.add(
             "resume_from",
             f"got {given!r}, but a .pth file holds no ZeRO-3 optimizer to go on with. Start from its weights with "
             "load_from (--load-from), or name a checkpoint of ds_seg, or 'auto'.",
         )
-    return given or ("auto" if config.get("auto_resume") else None)
+    return given or ("auto" if faults.flag("auto_resume", config, False) else None)
 
 
 def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:
@@ -270,7 +280,7 @@ def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:
     )
     checkpoint = faults.section("checkpoint_config", config.get("checkpoint_config"), checkpoint_keys)
     for name, section in (("evaluation", evaluation), ("checkpoint_config", checkpoint)):
-        if section.get("by_epoch", False):
+        if faults.flag(f"{name}.by_epoch", section, False):
             faults.add(f"{name}.by_epoch", "got True; intervals are in iterations here, so it must be False.")
     save_best = evaluation.get("save_best")
     if save_best not in (None, False, "mIoU", "auto"):
@@ -299,78 +309,3 @@ def _read_keep_interval(checkpoint: Mapping[str, Any], interval_steps: int, faul
             "checkpoint_config.interval.",
         )
     return steps
-
-
-def _check_model(model: Mapping[str, Any], faults: Faults) -> None:
-    known = ("type", "pretrained", "backbone", "decode_head", "auxiliary_head", "train_cfg", "test_cfg", "init_cfg")
-    cascade = model.get("type") == "CascadeEncoderDecoder"
-    faults.section("model", model, (*known, "num_stages") if cascade else known)
-    if model.get("type") not in ("EncoderDecoder", "CascadeEncoderDecoder"):
-        faults.add("model.type", f"got {model.get('type')!r}, want 'EncoderDecoder' or 'CascadeEncoderDecoder'.")
-    if not isinstance(model.get("backbone"), Mapping):
-        faults.add("model.backbone", "missing.")
-    _check_heads(model, cascade, faults)
-    faults.raise_if_any()
-    if model["backbone"].get("type") not in ("InternViT", "InternViT6B"):
-        faults.add("model.backbone.type", f"got {model['backbone'].get('type')!r}, want 'InternViT' or 'InternViT6B'.")
-    refinement = ("subdivision_steps", "subdivision_num_points", "scale_factor") if cascade else ()
-    test_cfg = faults.section("model.test_cfg", model.get("test_cfg"), ("mode", "crop_size", "stride", *refinement))
-    if test_cfg.get("mode") not in ("slide", "whole"):
-        faults.add("model.test_cfg.mode", f"got {test_cfg.get('mode')!r}, want 'slide' or 'whole'.")
-    if test_cfg.get("mode") == "slide" and not {"crop_size", "stride"} <= set(test_cfg):
-        faults.add("model.test_cfg", "mode='slide' needs crop_size=(height, width) and stride=(height, width).")
-    elif test_cfg.get("mode") == "slide":
-        _check_multiple("model.test_cfg.crop_size", test_cfg["crop_size"], model["backbone"], faults)
-
-
-def _check_heads(model: Mapping[str, Any], cascade: bool, faults: Faults) -> None:
-    decode_heads = decode_head_fields(model)
-    if not decode_heads:
-        faults.add("model.decode_head", "missing.")
-    if cascade and not (isinstance(model.get("decode_head"), (list, tuple)) and len(decode_heads) > 1):
-        faults.add("model.decode_head", "model.type='CascadeEncoderDecoder' needs a list of at least two heads.")
-    if cascade and model.get("num_stages") != len(decode_heads):
-        faults.add("model.num_stages", f"got {model.get('num_stages')!r}, but decode_head lists {len(decode_heads)}.")
-    if not cascade and len(decode_heads) > 1:
-        faults.add("model.decode_head", "several heads in a row need model.type='CascadeEncoderDecoder'.")
-    for where, head in decode_heads + auxiliary_head_fields(model):
-        if not isinstance(head, Mapping) or "type" not in head:
-            faults.add(where, f"got {head!r}, want a dict with a type, such as dict(type='FCNHead', ...).")
-            continue
-        inner, classifier = classifying_head(where, head)
-        faults.integer(f"{inner}.num_classes", classifier, 0, minimum=1)
-
-
-def _check_data(config: Config, faults: Faults) -> None:
-    data = config.data
-    known = ("samples_per_gpu", "workers_per_gpu", "max_bad_samples", "train", "val", "test")
-    faults.section("data", data, (*known, *list_ignored_names("data")))
-    for role in ("train", "val"):
-        if not isinstance(data.get(role), Mapping):
-            faults.add(f"data.{role}", "missing; give the MMSeg dataset that this role reads.")
-            continue
-        for where, step in _pipeline_steps(data[role], f"data.{role}"):
-            if step.get("type") == "RandomCrop":
-                _check_multiple(f"{where}.crop_size", step.get("crop_size"), config.model.backbone, faults)
-    faults.integer("data.workers_per_gpu", data, 2, minimum=0)
-
-
-def _pipeline_steps(section: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for index, step in enumerate(section.get("pipeline") or []):
-        if isinstance(step, Mapping):
-            yield f"{where}.pipeline[{index}]", step
-    if isinstance(section.get("dataset"), Mapping):
-        yield from _pipeline_steps(section["dataset"], f"{where}.dataset")
-
-
-def _check_multiple(where: str, size: Any, backbone: Mapping[str, Any], faults: Faults) -> None:
-    patch = int(backbone.get("patch_size", 14))
-    sizes = size if isinstance(size, (tuple, list)) else (size, size)
-    if len(sizes) != 2 or not all(isinstance(length, int) and length > 0 for length in sizes):
-        faults.add(where, f"got {size!r}, want (height, width) in pixels.")
-        return
-    if any(length % patch for length in sizes):
-        nearest = tuple(max(patch, round(length / patch) * patch) for length in sizes)
-        faults.add(
-            where, f"got {tuple(sizes)}, want multiples of the backbone's {patch} px patch; the nearest are {nearest}."
-        )

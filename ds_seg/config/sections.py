@@ -31,7 +31,7 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """Poly decay by iteration, multiplied by a linear warm-up."""
+    """Poly decay by iteration (with power 0 none), multiplied by a linear warm-up."""
 
     max_steps: int
     power: float
@@ -84,7 +84,7 @@ def read_optimizer(given: Any, depth: int, faults: Faults) -> OptimizerSettings:
         eps=faults.number("optimizer.eps", section, 1e-8, minimum=0.0),
         weight_decay=faults.number("optimizer.weight_decay", section, 0.0, minimum=0.0),
         layer_decay_rate=_read_layer_decay(constructor, paramwise, depth, faults),
-        decay_embeddings=bool(paramwise.get("decay_embeddings", False)),
+        decay_embeddings=faults.flag("optimizer.paramwise_cfg.decay_embeddings", paramwise, False),
         multipliers=_read_multipliers(paramwise.get("custom_keys"), faults),
     )
 
@@ -105,7 +105,7 @@ def _is_fraction(value: Any) -> bool:
 
 def _read_multipliers(given: Any, faults: Faults) -> dict[str, tuple[float, float]]:
     multipliers = {}
-    for key, value in (given or {}).items():
+    for key, value in faults.section("optimizer.paramwise_cfg.custom_keys", given, None).items():
         where = f"optimizer.paramwise_cfg.custom_keys.{key}"
         factors = faults.section(where, value, ("lr_mult", "decay_mult"))
         multipliers[key] = (
@@ -115,8 +115,8 @@ def _read_multipliers(given: Any, faults: Faults) -> dict[str, tuple[float, floa
     return multipliers
 
 
-def read_optimizer_config(given: Any, faults: Faults) -> tuple[float | None, int]:
-    """`optimizer_config` -> (largest joint gradient norm or None, accumulation steps)."""
+def read_optimizer_config(given: Any, faults: Faults) -> tuple[float | None, int | None]:
+    """`optimizer_config` -> (largest joint gradient norm or None, accumulation steps or None)."""
     section = faults.section("optimizer_config", given, ("type", "grad_clip", "cumulative_iters"))
     hook = section.get("type", "OptimizerHook")
     if hook not in ("OptimizerHook", "GradientCumulativeOptimizerHook"):
@@ -129,29 +129,36 @@ def read_optimizer_config(given: Any, faults: Faults) -> tuple[float | None, int
                 "optimizer_config.grad_clip.norm_type", f"got {clip['norm_type']!r}; the joint norm is the 2-norm."
             )
         clip_norm = float(faults.number("optimizer_config.grad_clip.max_norm", clip, 1.0, minimum=1e-12))
+    if "cumulative_iters" not in section:
+        return clip_norm, None
     return clip_norm, faults.integer("optimizer_config.cumulative_iters", section, 1, minimum=1)
 
 
-def read_schedule(given_lr_config: Any, given_runner: Any, faults: Faults) -> ScheduleSettings:
-    """`lr_config` and `runner`."""
+def read_schedule(given_lr_config: Any, given_runner: Any, lr: float, faults: Faults) -> ScheduleSettings:
+    """`lr_config` and `runner`; `lr` is the optimizer's. Without `lr_config` the rate is constant, as in MMCV."""
     runner = faults.section("runner", given_runner, ("type", "max_iters"))
     if runner.get("type", "IterBasedRunner") != "IterBasedRunner":
         faults.add("runner.type", f"got {runner['type']!r}, want 'IterBasedRunner' with max_iters.")
     known = ("policy", "power", "min_lr", "by_epoch", "warmup", "warmup_iters", "warmup_ratio", "warmup_by_epoch")
     lr_config = faults.section("lr_config", given_lr_config, known)
     if str(lr_config.get("policy", "poly")).lower() != "poly":
-        faults.add("lr_config.policy", f"got {lr_config['policy']!r}, want 'poly'.")
+        faults.add(
+            "lr_config.policy", f"got {lr_config['policy']!r}, want 'poly', or lr_config=None for a constant rate."
+        )
     for flag in ("by_epoch", "warmup_by_epoch"):
-        if lr_config.get(flag, False):
+        if faults.flag(f"lr_config.{flag}", lr_config, False):
             faults.add(f"lr_config.{flag}", "got True; schedules move by iteration, so it must be False.")
     warmup = lr_config.get("warmup")
     if warmup not in (None, "linear"):
         faults.add("lr_config.warmup", f"got {warmup!r}, want 'linear' or None.")
+    min_lr = float(faults.number("lr_config.min_lr", lr_config, 0.0, minimum=0.0))
+    if min_lr > lr:
+        faults.add("lr_config.min_lr", f"got {min_lr:g}, above optimizer.lr={lr:g}: the rate would rise. Lower it.")
     warmup_steps = faults.integer("lr_config.warmup_iters", lr_config, 0, minimum=0)
     return ScheduleSettings(
         max_steps=faults.integer("runner.max_iters", runner, 80000, minimum=1),
-        power=float(faults.number("lr_config.power", lr_config, 1.0, minimum=0.0)),
-        min_lr=float(faults.number("lr_config.min_lr", lr_config, 0.0, minimum=0.0)),
+        power=float(faults.number("lr_config.power", lr_config, 0.0 if given_lr_config is None else 1.0, minimum=0.0)),
+        min_lr=min_lr,
         warmup_steps=warmup_steps if warmup == "linear" else 0,
         warmup_ratio=float(faults.number("lr_config.warmup_ratio", lr_config, 0.1, minimum=0.0, maximum=1.0)),
     )
@@ -161,12 +168,17 @@ def read_log_config(given: Any, faults: Faults) -> tuple[int, WandbSettings, dic
     """`log_config` -> (steps between logged rows, wandb settings, keys that have no meaning here with the reason)."""
     section = faults.section("log_config", given, ("interval", "hooks"))
     wandb, ignored = WandbSettings(enabled=False), {}
-    for index, hook in enumerate(section.get("hooks") or []):
+    hooks = section.get("hooks") or []
+    if not isinstance(hooks, (list, tuple)):
+        faults.add("log_config.hooks", f"got {hooks!r}, want a list of dicts.")
+        hooks = []
+    for index, hook in enumerate(hooks):
         where = f"log_config.hooks[{index}]"
         fields = faults.section(where, hook, ("type", "init_kwargs", "interval", "by_epoch"))
         name = fields.get("type")
         if name == "WandbLoggerHook":
-            wandb = WandbSettings(enabled=True, init_kwargs=dict(fields.get("init_kwargs") or {}))
+            init_kwargs = faults.section(f"{where}.init_kwargs", fields.get("init_kwargs"), None)
+            wandb = WandbSettings(enabled=True, init_kwargs=dict(init_kwargs))
         elif name == "TensorboardLoggerHook":
             ignored[where] = f"{name} is not here; metrics.jsonl has the numbers, and report.html their curves"
         elif name != "TextLoggerHook":

@@ -55,10 +55,11 @@ def build_dataset(cfg: dict[str, Any], *, role: str, tolerate_missing: bool = Fa
         list_images(part)
     try:
         dataset = build_mmseg_dataset(own_cfg, None if role == "train" else {"test_mode": True})
-    except (TypeError, ValueError, KeyError, AssertionError, AttributeError, OSError) as error:
+    except (TypeError, ValueError, KeyError, AssertionError, AttributeError, OSError, NotImplementedError) as error:
         raise ConfigError(f"{field} can't be built: {type(error).__name__}: {error}. Correct {field}.") from error
     leaves = leaf_datasets(dataset)
     _raise_all(ConfigError, [fault for leaf in leaves for fault in _label_faults(leaf, field, role)])
+    _raise_all(ConfigError, _mixture_faults(leaves, field))
     _raise_all(DataError, [fault for leaf in leaves for fault in _file_faults(leaf, field, tolerate_missing)])
     for leaf in leaves:
         mend_label_map(leaf)
@@ -119,6 +120,8 @@ def _type_faults(cfg: dict[str, Any], field: str) -> list[str]:
 
 
 def _pipeline_faults(pipeline: list[dict[str, Any]], field: str) -> list[str]:
+    if not isinstance(pipeline, list | tuple) or not all(isinstance(step, dict) for step in pipeline):
+        return [f"{field}: got {pipeline!r}, want a list of steps, such as [dict(type='LoadImageFromFile'), ...]."]
     faults = []
     for index, step in enumerate(pipeline):
         faults += _registry_faults(step, f"{field}[{index}]", PIPELINES)
@@ -192,6 +195,18 @@ def _label_faults(leaf: CustomDataset, field: str, role: str) -> list[str]:
         f"{field}: LoadAnnotations in its pipeline has reduce_zero_label={flags[0]}, but {type(leaf).__name__} has "
         f"reduce_zero_label={leaf.reduce_zero_label}: training and evaluation would number the classes "
         "differently. Give both the same value."
+    ]
+
+
+def _mixture_faults(leaves: list[CustomDataset], field: str) -> list[str]:
+    first, *others = [(list(leaf.CLASSES), leaf.ignore_index) for leaf in leaves]
+    differing = [other for other in others if other != first]
+    if not differing:
+        return []
+    (names, ignored), (other_names, other_ignored) = first, differing[0]
+    return [
+        f"{field} joins datasets that number their classes differently: {names} with ignore_index={ignored}, and "
+        f"{other_names} with ignore_index={other_ignored}. Give all the same classes, in one order, and ignore_index."
     ]
 
 

@@ -85,9 +85,15 @@ class ArrayPipeline:
 def open_images(data: Mapping[str, Any], paths: Sequence[Path]) -> ImageFiles:
     """Files with the pipeline, classes and palette of `data.test`, or of `data.val` where there is none."""
     accept_large_images()
-    section = data.get("test") or data["val"]
+    section = inference_section(data)
     classes, palette = find_classes(section)
     return ImageFiles(paths, section["pipeline"], classes, palette)
+
+
+def inference_section(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The dataset config whose pipeline, classes and palette new images get; the first where several are listed."""
+    section = data.get("test") or data["val"]
+    return section[0] if isinstance(section, (list, tuple)) else section
 
 
 def find_images(inputs: Sequence[str]) -> dict[Path, Path]:

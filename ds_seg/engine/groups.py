@@ -12,6 +12,8 @@ from prettytable import PrettyTable
 from torch import nn
 
 from ds_seg.config import OptimizerSettings
+from ds_seg.config.faults import suggest
+from ds_seg.errors import ConfigError
 
 EMBEDDINGS = ("cls_token", "pos_embed")
 _BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
@@ -97,6 +99,30 @@ def build_param_groups(
     for group in groups.values():
         group["layers"] = describe_layers(group["names"], depth)
     return list(groups.values())
+
+
+def validate_multipliers(names: Iterable[str], settings: OptimizerSettings) -> None:
+    """Check that each key of `custom_keys` is a part of some parameter's name.
+
+    Args:
+        names: full names of all parameters, also of frozen ones.
+        settings: has the keys.
+
+    Raises:
+        ConfigError: a key would do nothing.
+    """
+    names = list(names)
+    unmatched = [key for key in settings.multipliers if not any(key in name for name in names)]
+    if not unmatched:
+        return
+    parts = {part for name in names for part in name.split(".")}
+    raise ConfigError(
+        "\n".join(
+            f"optimizer.paramwise_cfg.custom_keys.{key}: no parameter of the model has {key!r} in its name."
+            f"{suggest(key, parts)} Correct or remove it."
+            for key in unmatched
+        )
+    )
 
 
 def describe_layers(names: Iterable[str], depth: int) -> str:

@@ -46,7 +46,7 @@ def build_one_head(field: str, cfg: Mapping[str, Any], *, after_another: bool, i
         head = build_head(copy.deepcopy(cfg))  # some heads take keys out of nested dicts
     except MissingOperatorError as error:
         raise ConfigError(f"{field}: {error}") from error
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(f"{field} can't be built: {describe(error)}. Correct it in the model config.") from error
     if isinstance(head, BaseCascadeDecodeHead) != after_another:
         place = "follow another head" if after_another else "stand first or alone"

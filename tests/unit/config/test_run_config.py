@@ -106,6 +106,28 @@ def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
         (["log_config.hooks.1=text"], r"--cfg-options log_config\.hooks\.1 don't fit"),
         (["lr_config=3"], r"lr_config: got 3, want a dict"),
         (["data.workers_per_gpu=-1"], r"data\.workers_per_gpu: got -1"),
+        (["model.backbone.num_heads=0"], r"model\.backbone\.num_heads: got 0, want a whole number of at least 1"),
+        (["model.backbone.patch_size=0"], r"model\.backbone\.patch_size: got 0, want a whole number"),
+        (["model.backbone.mlp_ratio=0"], r"model\.backbone\.mlp_ratio: got 0, want at least 0\.005"),
+        (["model.backbone.depth=x"], r"model\.backbone\.depth: got 'x', want a whole number"),
+        (["model.backbone.embed_dim=None"], r"model\.backbone\.embed_dim: got None, want a whole number"),
+        (["model.backbone.freeze_vit=no"], r"model\.backbone\.freeze_vit: got 'no', want True or False"),
+        (["model.train_cfg=3"], r"model\.train_cfg: got 3, want a dict"),
+        (["model.decode_head.loss_decode=3"], r"model\.decode_head\.loss_decode: got 3, want a dict"),
+        (["model.decode_head.loss_decode.loss_weight=-1"], r"loss_decode\.loss_weight: got -1, want at least 0"),
+        (["model.decode_head.loss_decode.class_weight=[-1,1]"], r"class_weight: got \[-1, 1\], want a number of at le"),
+        (["optimizer.paramwise_cfg.custom_keys=3"], r"optimizer\.paramwise_cfg\.custom_keys: got 3, want a dict"),
+        (["optimizer_config=3"], r"optimizer_config: got 3, want a dict"),
+        (["lr_config.min_lr=1"], r"lr_config\.min_lr: got 1, above optimizer\.lr=0\.\d+: the rate would rise"),
+        (["seed=99999999999999999999"], r"seed: got 99999999999999999999, want a whole number of at most 9223372036"),
+        (["load_from=5"], r"load_from: got 5, want a string"),
+        (["model.pretrained=5"], r"model\.pretrained: got 5, want a string"),
+        (["resume_from=5"], r"resume_from: got 5, want a string"),
+        (["work_dir=5"], r"work_dir: got 5, want a string"),
+        (["deepspeed_config=5"], r"deepspeed_config: got 5, want a string"),
+        (["compile=no"], r"compile: got 'no', want True or False"),
+        (["log_config.hooks=Text"], r"log_config\.hooks: got 'Text', want a list of dicts"),
+        (["log_config.hooks.1.init_kwargs=5"], r"log_config\.hooks\[1\]\.init_kwargs: got 5, want a dict"),
         (["data.trian.img_dir=x"], r"data\.trian: unknown key\. Did you mean 'train'"),
     ],
 )
@@ -148,6 +170,11 @@ def test_the_training_crop_is_the_pipelines_else_the_windows_else_the_backbones(
     assert build_with(f"{crop}.type=RandomRotate").train_crop_px == (112, 112)
     window = ["model.test_cfg.mode=slide", "model.test_cfg.crop_size=[70,84]", "model.test_cfg.stride=[70,84]"]
     assert build_with(f"{crop}.type=RandomRotate", *window).train_crop_px == (70, 84)
+
+
+def test_without_lr_config_the_rate_is_constant():
+    schedule = build_with("lr_config=None").schedule
+    assert (schedule.power, schedule.warmup_steps) == (0.0, 0)
 
 
 def test_a_negative_seed_is_refused():
@@ -263,12 +290,42 @@ def write_json(folder, **changes):
         ({"scheduler": {"type": "WarmupLR"}}, r"deepspeed\.scheduler"),
         ({"fp16": {"enabled": True}}, r"deepspeed\.fp16: is enabled; the backbone trains in bf16"),
         ({"bf16": True}, r"deepspeed\.bf16: got True"),
+        (
+            {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}},
+            r"bf16_master_weights_and_grads: got true, but masters stay FP32",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
+            r"quantized_weights: got True, which round",
+        ),
+        ({"zero_optimization": {"stage": 3, "offload_param": "cpu"}}, r"offload_param: got 'cpu', want a dict"),
         ({"zero_optimisation": {}}, r"zero_optimisation: unknown key\. Did you mean 'zero_optimization'"),
     ],
 )
 def test_each_contradiction_in_the_deepspeed_json_is_named(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         build(deepspeed_config=write_json(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("zero", "message"),
+    [
+        ({"reduce_bucket_sice": 1}, r"reduce_bucket_sice: unknown key\. Did you mean 'reduce_bucket_size'\? Correct"),
+        ({"reduce_bucket_size": 0}, r"reduce_bucket_size: got 0: Input should be greater than 0\. Correct"),
+        ({"reduce_bucket_size": "lots"}, r"reduce_bucket_size: got 'lots': Input should be a valid integer"),
+        ({"stage3_max_live_parameters": -1}, r"stage3_max_live_parameters: got -1: Input should be greater than or eq"),
+        ({"offload_param": {"device": "gpu"}}, r"offload_param\.device: got 'gpu': Input should be 'none', 'cpu' or"),
+    ],
+)
+def test_what_deepspeed_refuses_is_told_with_file_field_and_reason(tmp_path, zero, message):
+    path = write_json(tmp_path, zero_optimization={"stage": 3, **zero})
+    with pytest.raises(ConfigError, match=r"1 fault in .*ds\.json':\n  - deepspeed\.zero_optimization\." + message):
+        build(deepspeed_config=path)
+
+
+def test_what_another_reader_of_deepspeeds_refuses(tmp_path):
+    with pytest.raises(ConfigError, match=r"ds\.json':\n  - deepspeed: .*'sparse_gradients' flag would be ignored"):
+        build(deepspeed_config=write_json(tmp_path, sparse_gradients=True))
 
 
 def test_batch_sizes_that_agree_are_accepted(tmp_path):
@@ -281,6 +338,7 @@ def test_batch_sizes_that_agree_are_accepted(tmp_path):
     [
         ("{", r"is not valid JSON: .* line 1 column 2 .* cut off"),
         ("[]", "holds a list, want a JSON object"),
+        ('{"bf16": {}, "zero_optimization": {"stage": 2, "stage": 3}}', r"ds\.json' has 'stage' more than once"),
         (None, "does not exist.*zero3_bf16.json"),
     ],
 )

@@ -39,6 +39,14 @@ def test_a_step_that_can_not_be_built(step, fault):
         ArrayPipeline([PIPELINE[0], step])
 
 
+def test_new_images_go_through_the_first_pipeline_of_a_list():
+    first, second = (
+        {"type": "CustomDataset", "pipeline": PIPELINE, "classes": names} for names in (CLASSES, ["other"])
+    )
+    for data in ({"val": [first, second]}, {"val": second, "test": [first]}):
+        assert tuple(open_images(data, []).CLASSES) == CLASSES
+
+
 def test_classes_may_be_listed_in_a_file(tmp_path):
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
     assert tuple(ImageFiles([], PIPELINE, str(tmp_path / "classes.txt"), None).CLASSES) == CLASSES

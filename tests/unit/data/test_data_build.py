@@ -120,6 +120,21 @@ def test_argument_that_does_not_fit(make_cfg: MakeCfg) -> None:
         build_dataset(make_cfg(pipeline=pipeline), role="train")
 
 
+@pytest.mark.parametrize("pipeline", ["abc", 5, ["LoadImageFromFile"]])
+def test_a_pipeline_that_is_no_list_of_steps(make_cfg: MakeCfg, pipeline: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^data\.train\.pipeline: got .*, want a list of steps, such as \[dict"):
+        build_dataset(make_cfg(pipeline=pipeline), role="train")
+
+
+def test_joined_datasets_number_their_classes_alike(make_cfg: MakeCfg) -> None:
+    for changes in ({"classes": list(CamVidDataset.CLASSES[::-1])}, {"ignore_index": 254}):
+        with pytest.raises(ConfigError, match=r"^data\.train joins datasets that number their classes differently: "):
+            build_dataset([make_cfg(), make_cfg(**changes)], role="train")
+    two_folders = {"img_dir": ["images/train"] * 2, "ann_dir": ["annotations/train"] * 2}
+    with pytest.raises(ConfigError, match=r"data\.train can't be built: NotImplementedError: .*CityscapesDataset"):
+        build_dataset(make_cfg(type="CityscapesDataset", **two_folders), role="train")
+
+
 def test_annotations_are_needed_to_train_but_not_to_predict(make_cfg: MakeCfg) -> None:
     with pytest.raises(ConfigError, match=r"data\.train\.ann_dir is not set, and train needs annotations"):
         build_dataset(make_cfg(ann_dir=None), role="train")

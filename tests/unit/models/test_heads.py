@@ -109,6 +109,10 @@ def test_a_list_of_losses_is_summed_over_means():
         ({"decode_head": {**FCN, "in_index": [1]}}, "decode_head can't be built: FCNHead: assert isinstance.in_index"),
         ({"decode_head": FCN, "neck": {"type": "FPN"}}, "model.neck is not supported.*with_fpn=True"),
         ({"decode_head": {**FCN, "type": "NoHead"}}, "model.decode_head can't be built: .*NoHead"),
+        (
+            {"decode_head": {**FCN, "loss_decode": {"type": "CrossEntropyLoss", "class_weight": "absent.npy"}}},
+            r"model.decode_head can't be built: FileNotFoundError: .*absent\.npy",
+        ),
         ({"decode_head": {**FCN, "colour": 1}}, "model.decode_head can't be built: .*colour"),
         (
             {"decode_head": FCN, "auxiliary_head": [{**FCN, "channels": 4}]},
