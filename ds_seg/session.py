@@ -17,7 +17,7 @@ from ds_seg.config.deepspeed_json import offloaded_share
 from ds_seg.data.build import leaf_datasets
 from ds_seg.data.loader import TestSample, build_test_items, load_ground_truth
 from ds_seg.engine.engines import Engines, build_modules
-from ds_seg.engine.groups import validate_multipliers
+from ds_seg.engine.groups import find_idle_multipliers
 from ds_seg.engine.operator_builds import expect_cpu_adam
 from ds_seg.engine.precision import validate_precision
 from ds_seg.errors import ConfigError
@@ -45,13 +45,15 @@ def build_engines(run: RunConfig, *, training: bool, weights: str | None, log: L
 
     Raises:
         ConfigError: before any weight is loaded, a head or loss that can't be built or, where it is to train, fails;
-            a key of `custom_keys` that no parameter has; or an optimizer in host memory that can't be compiled.
+            or an optimizer in host memory that can't be compiled.
         PrecisionError: a tensor of the engines has another dtype than promised.
     """
     backbone, heads = build_modules(run)
     if training:
         names = [f"backbone.{name}" for name, _ in backbone.named_parameters()]
-        validate_multipliers([*names, *(name for name, _ in heads.named_parameters())], run.optimizer)
+        names += [name for name, _ in heads.named_parameters()]
+        for idle in find_idle_multipliers(names, run.optimizer):
+            log(f"warning: {idle}")
     if training and offloaded_share(run.deepspeed) and any(p.requires_grad for p in backbone.parameters()):
         distributed.agree(lambda: expect_cpu_adam(log))
     if training:

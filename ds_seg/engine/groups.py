@@ -13,7 +13,6 @@ from torch import nn
 
 from ds_seg.config import OptimizerSettings
 from ds_seg.config.faults import suggest
-from ds_seg.errors import ConfigError
 
 EMBEDDINGS = ("cls_token", "pos_embed")
 _BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
@@ -101,28 +100,21 @@ def build_param_groups(
     return list(groups.values())
 
 
-def validate_multipliers(names: Iterable[str], settings: OptimizerSettings) -> None:
-    """Check that each key of `custom_keys` is a part of some parameter's name.
+def find_idle_multipliers(names: Iterable[str], settings: OptimizerSettings) -> list[str]:
+    """Keys of `custom_keys` that no parameter has in its name, a sentence each: they do nothing, as in MMCV.
 
     Args:
         names: full names of all parameters, also of frozen ones.
         settings: has the keys.
-
-    Raises:
-        ConfigError: a key would do nothing.
     """
     names = list(names)
-    unmatched = [key for key in settings.multipliers if not any(key in name for name in names)]
-    if not unmatched:
-        return
     parts = {part for name in names for part in name.split(".")}
-    raise ConfigError(
-        "\n".join(
-            f"optimizer.paramwise_cfg.custom_keys.{key}: no parameter of the model has {key!r} in its name."
-            f"{suggest(key, parts)} Correct or remove it."
-            for key in unmatched
-        )
-    )
+    return [
+        f"optimizer.paramwise_cfg.custom_keys.{key} does nothing: no parameter has {key!r} in its name."
+        f"{suggest(key, parts)}"
+        for key in settings.multipliers
+        if not any(key in name for name in names)
+    ]
 
 
 def describe_layers(names: Iterable[str], depth: int) -> str:

@@ -75,7 +75,6 @@ def shrink_label(root: Path) -> None:
         ),
         (damage_nothing, ["model.backbone.embed_dmi=8"], ["model.backbone", "embed_dmi"]),
         (damage_nothing, ["load_from=absent.pth"], ["absent.pth"]),
-        (damage_nothing, ["optimizer.paramwise_cfg.custom_keys.nrom.decay_mult=0"], ["custom_keys.nrom", "'norm"]),
         (
             damage_nothing,
             ["model.decode_head.loss_decode.type=CrossEntropyLos"],
