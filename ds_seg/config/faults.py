@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ds_seg.errors import ConfigError
 
+_LARGEST_NUMBER = sys.float_info.max
 _LARGEST_INTEGER = 2**63 - 1
 """Of 64 bits with a sign, as torch has them."""
 
@@ -53,7 +55,13 @@ class Faults:
         return value
 
     def number(
-        self, field: str, section: Mapping[str, Any], default: float, *, minimum: float, maximum: float = float("inf")
+        self,
+        field: str,
+        section: Mapping[str, Any],
+        default: float,
+        *,
+        minimum: float,
+        maximum: float = _LARGEST_NUMBER,
     ) -> float:
         """The number at the last part of `field`, or `default`; a fault if it is none or out of range."""
         value = section.get(field.rpartition(".")[2], default)
@@ -61,7 +69,8 @@ class Faults:
             self.add(field, f"got {value!r}, want a number.")
             return default
         if not minimum <= value <= maximum:
-            limit = f"at least {minimum:g}" if maximum == float("inf") else f"between {minimum:g} and {maximum:g}"
+            bounded = maximum < _LARGEST_NUMBER
+            limit = f"between {minimum:g} and {maximum:g}" if bounded else f"at least {minimum:g}, and finite"
             self.add(field, f"got {value!r}, want {limit}.")
             return default
         return value

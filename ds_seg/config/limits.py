@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from ds_seg.config.faults import Faults
@@ -26,4 +27,6 @@ def read_max_time(given: str | None, faults: Faults) -> float | None:
 def read_watchdog_timeout(given: float | None, faults: Faults) -> float:
     """`--watchdog-timeout` in seconds; 0 turns the watchdog off."""
     name = "--watchdog-timeout"
-    return faults.number(name, {name: WATCHDOG_TIMEOUT_S if given is None else given}, 0.0, minimum=0.0)
+    return faults.number(
+        name, {name: WATCHDOG_TIMEOUT_S if given is None else given}, 0.0, minimum=0.0, maximum=math.inf
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,7 +129,9 @@ def read_optimizer_config(given: Any, faults: Faults) -> tuple[float | None, int
             faults.add(
                 "optimizer_config.grad_clip.norm_type", f"got {clip['norm_type']!r}; the joint norm is the 2-norm."
             )
-        clip_norm = float(faults.number("optimizer_config.grad_clip.max_norm", clip, 1.0, minimum=1e-12))
+        clip_norm = float(
+            faults.number("optimizer_config.grad_clip.max_norm", clip, 1.0, minimum=1e-12, maximum=math.inf)
+        )
     if "cumulative_iters" not in section:
         return clip_norm, None
     return clip_norm, faults.integer("optimizer_config.cumulative_iters", section, 1, minimum=1)

@@ -75,6 +75,7 @@ def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
         (["optimizr.lr=1"], r"no config key is called 'optimizr'\. Did you mean 'optimizer'"),
         (["optimizer.lr=fast"], r"optimizer\.lr: got 'fast', want a number"),
         (["optimizer.lr=-1"], r"optimizer\.lr: got -1, want at least 0"),
+        (["optimizer.lr=inf"], r"optimizer\.lr: got inf, want at least 0, and finite"),
         (["optimizer.type=SGD"], r"optimizer\.type: got 'SGD'; both engines run 'AdamW'"),
         (["optimizer.betas=[0.9]"], r"optimizer\.betas: got"),
         (["optimizer.constructor=Mine"], r"optimizer\.constructor: got 'Mine'"),
