@@ -39,7 +39,8 @@ def find_class_name_faults(datasets: Mapping[str, Any]) -> dict[str, str]:
     faults = {}
     for field, dataset in datasets.items():
         for leaf in leaf_datasets(dataset):
-            differ = [index for index, pair in enumerate(zip(leaf.CLASSES, names, strict=False)) if len({*pair}) > 1]
+            pairs = zip(leaf.CLASSES, names, strict=False)
+            differ = [index for index, (own, other) in enumerate(pairs) if own != other]
             if differ:
                 shown, more = differ[:_NAMED_AT_MOST], ", ..." if len(differ) > _NAMED_AT_MOST else ""
                 here, there = (", ".join(source[index] for index in shown) for source in (leaf.CLASSES, names))
