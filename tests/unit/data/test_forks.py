@@ -1,5 +1,7 @@
 """What a forked process holds of its parent's memory."""
 
+import contextlib
+import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +12,32 @@ import torch
 from ds_seg.data.forks import keep_out_of_forks
 
 SIZE = 64 * 2**20
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+FAILED = 3
+
+
+def true_in_a_fork(check: Callable[[], bool]) -> bool:
+    """Whether a check holds in a process that is forked now."""
+    pid = os.fork()
+    if pid == 0:
+        code = FAILED
+        with contextlib.suppress(Exception):
+            code = int(check())
+        os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (False, True), code
+    return bool(code)
 
 
 def mapped_in_a_fork(address: int) -> bool:
     """Whether a process that is forked now has the page of an address."""
-    pid = os.fork()
-    if pid == 0:
+
+    def is_mapped() -> bool:
         maps = Path("/proc/self/maps").read_text().splitlines()
         spans = (tuple(int(end, 16) for end in line.split()[0].split("-")) for line in maps)
-        os._exit(any(start <= address < stop for start, stop in spans))
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+        return any(start <= address < stop for start, stop in spans)
+
+    return true_in_a_fork(is_mapped)
 
 
 @pytest.mark.parametrize(
@@ -46,3 +64,19 @@ def test_memory_that_was_given_back_is_shared_again() -> None:
     keep_out_of_forks([large])
     del large
     assert mapped_in_a_fork(torch.ones(SIZE, dtype=torch.uint8).data_ptr() + SIZE // 2)
+
+
+def test_heap_memory_that_was_given_back_is_shared_again() -> None:
+    """A tensor lies in the heap where that has room for it, and the process keeps the memory when the tensor goes."""
+
+    def kept_as_long_as_used() -> bool:
+        libc = ctypes.CDLL(None)
+        assert libc.mallopt(M_MMAP_THRESHOLD, 2 * SIZE) and libc.mallopt(M_TRIM_THRESHOLD, 8 * SIZE)
+        large = torch.empty(SIZE, dtype=torch.uint8)  # to fill it takes threads, which a fork has not
+        address = large.data_ptr() + SIZE // 2
+        keep_out_of_forks([large])
+        kept = not mapped_in_a_fork(address)
+        del large
+        return kept and mapped_in_a_fork(address)
+
+    assert true_in_a_fork(kept_as_long_as_used)
