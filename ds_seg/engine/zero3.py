@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
-from deepspeed.utils import safe_get_local_grad
 
 
 class JointNormZero3(DeepSpeedZeroOptimizer_Stage3):
@@ -56,13 +55,17 @@ class JointNormZero3(DeepSpeedZeroOptimizer_Stage3):
 
 
 def gradient_norms(optimizer: DeepSpeedZeroOptimizer_Stage3) -> list[torch.Tensor]:
-    """2-norms of this rank's parts of the gradient, one of each parameter; valid before a step.
+    """2-norms in FP32 of this rank's parts of the gradient, one of each parameter; valid before a step.
 
     With an offloaded optimizer DeepSpeed takes them on the GPU before it moves the gradients to host memory.
     """
     if optimizer.offload_optimizer:
         return list(optimizer.norm_for_param_grads.values())
-    return [safe_get_local_grad(parameter).norm() for group in optimizer.fp16_groups for parameter in group]
+    return [
+        torch.linalg.vector_norm(part, dtype=torch.float32)
+        for parts in optimizer.averaged_gradients.values()
+        for part in parts
+    ]
 
 
 def local_master(parameter: torch.nn.Parameter) -> torch.Tensor:
