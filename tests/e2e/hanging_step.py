@@ -10,14 +10,15 @@ from torch.utils.data import get_worker_info
 
 @PIPELINES.register_module()
 class HangWhen:
-    """Hangs while `flag` exists; a file `RANK_hangs` beside it tells that it does."""
+    """Hangs on `rank` while `flag` exists; a file `FLAG_loads_RANK` beside it tells which ranks' workers load then."""
 
     def __init__(self, flag, rank):
         self.flag, self.rank = Path(flag), rank
 
     def __call__(self, results):
-        if int(os.environ["RANK"]) == self.rank and get_worker_info() is not None and self.flag.exists():
-            self.flag.with_name("hangs").touch()
-            while True:
+        if get_worker_info() is not None and self.flag.exists():
+            rank = int(os.environ["RANK"])
+            self.flag.with_name(f"{self.flag.name}_loads_{rank}").touch()
+            while rank == self.rank:
                 time.sleep(1000)
         return results
