@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import torch
 
+_advise = ctypes.CDLL(None).madvise
 _LARGE_BYTES = 2**25
 """A mark splits the process's map of its memory, which the kernel keeps short."""
 
@@ -23,15 +24,12 @@ def keep_out_of_forks(tensors: Iterable[torch.Tensor]) -> None:
         tensors: of any device and size; only large ones on the host are marked, once or again.
     """
     for tensor in tensors:
-        if tensor.device.type != "cpu" or tensor.untyped_storage().nbytes() <= _LARGE_BYTES:
-            continue
         storage = tensor.untyped_storage()
+        if storage.device.type != "cpu" or storage.nbytes() <= _LARGE_BYTES:
+            continue
         start, stop = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
         first, last = -(-start // mmap.PAGESIZE), stop // mmap.PAGESIZE
         pages = ctypes.c_void_p(first * mmap.PAGESIZE), ctypes.c_size_t((last - first) * mmap.PAGESIZE)
         # where the kernel refuses, as it may for page-locked memory, the worst is the copy
         _advise(*pages, mmap.MADV_DONTFORK)
         weakref.finalize(storage, _advise, *pages, mmap.MADV_DOFORK).atexit = False
-
-
-_advise = ctypes.CDLL(None).madvise
