@@ -47,17 +47,17 @@ def run(args: argparse.Namespace) -> int:
     if args.tta:
         enable_test_time_augmentation(config, role)
     (dataset,) = open_datasets(config, role)
-    say = print if distributed.is_main() else lambda _message: None
-    engines = build_engines(config, training=False, weights=str(weights), log=say)
+    engines = build_engines(config, training=False, weights=str(weights), log=distributed.print_on_main)
     result = Evaluator(config, dataset, window_batch=args.window_batch)(engines)
-    say(result.table())
+    distributed.print_on_main(result.table())
     if fault := result.describe_fault():
-        say(f"warning: {fault}")
+        distributed.print_on_main(f"warning: {fault}")
     scores = {"checkpoint": str(weights), "images": result.images, **result.metrics()}
-    if distributed.is_main() and args.out:
-        with writing("--out", args.out):
-            write_json_atomic(args.out, scores)
-        say(f"wrote {args.out}")
-    elif distributed.is_main():
-        say(json.dumps({name: value for name, value in scores.items() if "IoU/" not in name}))
+    if args.out:
+        if distributed.is_main():
+            with writing("--out", args.out):
+                write_json_atomic(args.out, scores)
+        distributed.print_on_main(f"wrote {args.out}")
+    else:
+        distributed.print_on_main(json.dumps({name: value for name, value in scores.items() if "IoU/" not in name}))
     return EXIT_OK

@@ -48,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
     results = distributed.agree(lambda: find_images(args.inputs))
     dataset = open_images(config.data, list(results))
     distributed.agree(lambda: validate_images(dataset))
-    say = print if distributed.is_main() else lambda _message: None
-    engines = build_engines(config, training=False, weights=str(weights), log=say)
+    engines = build_engines(config, training=False, weights=str(weights), log=distributed.print_on_main)
     for prediction in predict_dataset(config, engines, dataset):
         path = dataset.paths[prediction.index]
         result = results[path]
@@ -58,5 +57,5 @@ def run(args: argparse.Namespace) -> int:
             save_mask(prediction.labels_HW, (args.out / "masks" / result).with_suffix(".png"), dataset.PALETTE)
             save_picture(overlay, (args.out / "overlays" / result).with_suffix(".png"))
     distributed.barrier()
-    say(f"wrote {len(results)} masks and overlays to {args.out}")
+    distributed.print_on_main(f"wrote {len(results)} masks and overlays to {args.out}")
     return EXIT_OK

@@ -137,7 +137,7 @@ def train(run: RunConfig) -> None:
         resume_from = find_resume_point(run)
         weights = None if resume_from else run.load_from
         enter_phase("building the engines and loading weights", patience=SLOW)
-        engines = build_engines(run, training=True, weights=weights, log=_say)
+        engines = build_engines(run, training=True, weights=weights, log=distributed.print_on_main)
         ema = WeightAverages(engines, run.ema) if run.ema else None
         enter_phase("resuming", patience=SLOW)
         state = resume_training(resume_from, engines, run, ema, verified=True) if resume_from else TrainingState()
@@ -152,11 +152,6 @@ def train(run: RunConfig) -> None:
         _write_end(run, engines, loop.state, record, resume_from, ema, tracker)
         if record.stopped:
             raise StoppedBySignal(f"{record.stopped} It took {stop.age_s():.1f} s from the signal to the end.")
-
-
-def _say(text: str) -> None:
-    if distributed.is_main():
-        print(text, flush=True)
 
 
 @contextlib.contextmanager

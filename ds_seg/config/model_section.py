@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,5 +84,10 @@ def _check_loss(field: str, loss: Any, faults: Faults) -> None:
     section = faults.section(field, loss, None)
     faults.number(f"{field}.loss_weight", section, 1.0, minimum=0.0)
     weights = section.get("class_weight")
-    if isinstance(weights, (list, tuple)) and not all(isinstance(w, (int, float)) and w >= 0 for w in weights):
-        faults.add(f"{field}.class_weight", f"got {weights!r}, want a number of at least 0 for each class.")
+    if isinstance(weights, (list, tuple)) and not (
+        all(isinstance(w, (int, float)) and 0 <= w < math.inf for w in weights) and any(weights)
+    ):
+        faults.add(
+            f"{field}.class_weight",
+            f"got {weights!r}, want a finite number of at least 0 for each class, one of them above 0.",
+        )

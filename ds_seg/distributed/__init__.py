@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ds_seg.distributed.ending import claim_failure_report, count_absent_by, end_all_ranks, end_this_rank, is_ending
+from ds_seg.distributed.printing import notify, print_on_main
 from ds_seg.distributed.world import (
     alone,
     backend,
@@ -53,7 +54,9 @@ __all__ = [
     "is_ending",
     "is_main",
     "local_rank",
+    "notify",
     "open_store",
+    "print_on_main",
     "rank",
     "reduce_max",
     "reduce_sum",

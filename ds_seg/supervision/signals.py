@@ -11,7 +11,6 @@ import functools
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -84,7 +83,7 @@ def _receive(number: signal.Signals, wake: Callable[[], None]) -> None:
         _end_at_once(number, "the run ends at once, for there is nothing to save before training has begun.")
     stop.request(f"{number.name} on rank {distributed.rank()}")
     wake()
-    _say(
+    distributed.notify(
         f"{number.name} on rank {distributed.rank()} ({progress.current().phase}): all ranks stop before the next step "
         f"or window batch, save, and end with 75 ({stop.pace}). A second signal, {_SAME_REQUEST_S:g} s from now or "
         f"later, ends them at once with {128 + number} and saves nothing more."
@@ -92,9 +91,5 @@ def _receive(number: signal.Signals, wake: Callable[[], None]) -> None:
 
 
 def _end_at_once(number: signal.Signals, why: str) -> None:
-    _say(f"{number.name} on rank {distributed.rank()}: {why}")
+    distributed.notify(f"{number.name} on rank {distributed.rank()}: {why}")
     distributed.end_all_ranks(128 + number)
-
-
-def _say(text: str) -> None:
-    print(f"ds-seg: {text}", file=sys.stderr, flush=True)

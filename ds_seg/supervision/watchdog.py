@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -89,7 +88,7 @@ class Watchdog:
 
     def _request_stop(self, reason: str) -> None:
         if stop.request(reason):
-            _say(f"rank {distributed.rank()}: all ranks stop, save, and end with 75, because of {reason}")
+            distributed.notify(f"rank {distributed.rank()}: all ranks stop, save, and end with 75, because of {reason}")
             self._heartbeat.wake()
 
     def _look_for_verdict(self) -> None:
@@ -109,7 +108,7 @@ class Watchdog:
         self._gone_s = {rank: self._gone_s.get(rank, 0.0) + elapsed_s for rank in gone}
         if any(seconds > _GONE_GRACE_S for seconds in self._gone_s.values()) and distributed.claim_failure_report():
             names = ", ".join(f"rank {rank}" for rank in gone)
-            _say(
+            distributed.notify(
                 f"{names} of {distributed.world_size()} ended without a word: killed, crashed, or out of memory. "
                 f"The other ranks end too. {_REMEDY}"
             )
@@ -150,7 +149,7 @@ class Watchdog:
         while self._heartbeat.acknowledged < others and time.monotonic() < deadline:
             self._heartbeat.wake()
             time.sleep(0.05)
-        _say(
+        distributed.notify(
             f"the watchdog ends the run (--watchdog-timeout {self._timeout_s:g} s). What the others wait for:\n"
             f"{description}\nPython stacks of the ranks: {self._work_dir / 'stacks'}. {_REMEDY}"
         )
@@ -161,7 +160,7 @@ class Watchdog:
         """Rank 0 or its store does not answer: every rank judges for itself, at about the same time."""
         write_stacks(self._work_dir)
         if distributed.rank() == 1 or distributed.local_rank() == 0:
-            _say(
+            distributed.notify(
                 f"the watchdog ends the run (--watchdog-timeout {self._timeout_s:g} s): {description}. "
                 f"Python stacks of the ranks: {self._work_dir / 'stacks'}. {_REMEDY}"
             )
@@ -178,7 +177,3 @@ class Watchdog:
 def _launcher_keeps_the_store() -> bool:
     """Under torchrun it is the launcher's process, otherwise rank 0's."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-
-
-def _say(text: str) -> None:
-    print(f"ds-seg: {text}", file=sys.stderr, flush=True)

@@ -116,7 +116,12 @@ def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
         (["model.train_cfg=3"], r"model\.train_cfg: got 3, want a dict"),
         (["model.decode_head.loss_decode=3"], r"model\.decode_head\.loss_decode: got 3, want a dict"),
         (["model.decode_head.loss_decode.loss_weight=-1"], r"loss_decode\.loss_weight: got -1, want at least 0"),
-        (["model.decode_head.loss_decode.class_weight=[-1,1]"], r"class_weight: got \[-1, 1\], want a number of at le"),
+        (
+            ["model.decode_head.loss_decode.class_weight=[-1,1]"],
+            r"class_weight: got \[-1, 1\], want a finite number of",
+        ),
+        (["model.decode_head.loss_decode.class_weight=[0,0]"], r"class_weight: got \[0, 0\].*one of them above 0"),
+        (["model.decode_head.loss_decode.class_weight=[1,1e999]"], r"class_weight: got \[1, inf\], want a finite"),
         (["optimizer.paramwise_cfg.custom_keys=3"], r"optimizer\.paramwise_cfg\.custom_keys: got 3, want a dict"),
         (["optimizer_config=3"], r"optimizer_config: got 3, want a dict"),
         (["lr_config.min_lr=1"], r"lr_config\.min_lr: got 1, above optimizer\.lr=0\.\d+: the rate would rise"),
