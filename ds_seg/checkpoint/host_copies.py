@@ -39,20 +39,20 @@ class HostCopies:
     Tensors that share a storage share one in the copy too, and each has its place in it: torch.save then writes the
     same bytes of either. The memory is kept, page-locked where the originals are on a GPU, because touching new pages
     takes longer than the copy.
+
+    Attributes:
+        used: whether `copy` was called, which all ranks do alike, though not all have something to copy.
     """
 
     def __init__(self) -> None:
         self._memory: dict[tuple[str, int], UntypedStorage] = {}
         self._before = self._memory
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing was copied yet, so that the first copy will take new memory."""
-        return not self._memory
+        self.used = False
 
     @torch.no_grad()
     def copy(self, files: Mapping[str, FileContent]) -> dict[str, FileContent]:
         """Copy the tensors and everything around them; the copies of the call before are overwritten."""
+        self.used = True
         self._before, self._memory = self._memory, {}
         copied = {name: self._copy_file(name, content) for name, content in files.items()}
         self._before = {}  # what this call has no use for, such as a frozen backbone, which is written once

@@ -82,7 +82,7 @@ class CheckpointSaver:
         with leaving_nothing(save):
             prepare_folder(save)
             files, present = self._collect(save, state)
-            if self._copies is not None and self._copies.empty and (lack := find_lack_of_memory(files)):
+            if self._copies is not None and not self._copies.used and (lack := find_lack_of_memory(files)):
                 self.log(f"--checkpoint async needs copies: {lack}. Training waits until checkpoints are written.")
                 self._copies = None
             if self._copies is None:

@@ -99,12 +99,16 @@ def check_same_bits() -> dict:
         ema_again = WeightAverages(again, settings) if settings else None
         fresh = digest(again) != saved
         resumed = resume_training(folder, again, later, ema_again)
+        first = names(later)
+        saver.save(dataclasses.replace(state, step=2))
+        saver.wait()
         report[kind] = {
             "files": read_manifest(folder).files == read_manifest(now).files,
             "count": len(read_manifest(folder).files),
             "moved": digest(engines) != saved and fresh,
             "early": early,
-            "names": names(later),
+            "names": first,
+            "second": names(later),
             "resumed": digest(again) == saved and resumed == state,
         }
     return report

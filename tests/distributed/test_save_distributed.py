@@ -30,6 +30,7 @@ def test_the_background_writes_the_bits_of_the_moment_of_the_save(ranks, kind, c
             "moved": True,
             "early": [".step_000001.tmp"],
             "names": ["best", "latest", "step_000001"],
+            "second": ["best", "latest", "step_000001", "step_000002"],
             "resumed": True,
         }
 
