@@ -27,7 +27,7 @@ from ds_seg.checkpoint.store import (
 from ds_seg.errors import CheckpointError
 
 FileContent = str | Path | Mapping[str, object]
-"""Text; another checkpoint's file, to be linked; or what torch or safetensors stores, by the suffix of the name."""
+"""Text; another checkpoint's file, linked or copied; or what torch or safetensors stores, by the name's suffix."""
 _OVERHEAD_BYTES = 1 << 16
 """Most that a file takes beside its tensors: the pickled names, shapes and DeepSpeed's config."""
 
@@ -132,7 +132,7 @@ def write_files(save: Save, files: Mapping[str, FileContent], present: Iterable[
         with explained(save.final):
             path.parent.mkdir(exist_ok=True)
             if isinstance(content, Path):  # its checksum was taken when it was written, not of what it may be now
-                os.link(content, path)
+                _link_or_copy(content, path)
                 entries[name] = read_manifest(content.parent).files[content.name]
             else:
                 _write(path, content)
@@ -180,6 +180,16 @@ _REMEDY = (
     "Make room there, keep fewer (checkpoint_config.max_keep_ckpts=N keeps N, and one more lies there while it is "
     "written), or choose another --work-dir; then go on with --resume auto."
 )
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Link a file that is on the disk, or copy it there where the file system has no links (FUSE, AFS)."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        with target.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def _write(path: Path, content: str | Mapping[str, object]) -> None:

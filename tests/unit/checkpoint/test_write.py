@@ -1,3 +1,5 @@
+import errno
+import os
 import resource
 import shutil
 from collections import namedtuple
@@ -103,3 +105,16 @@ def test_a_save_on_top_of_one_of_the_same_name_replaces_it(tmp_path):
     folder = make_checkpoint(tmp_path, 10, text="new")
     assert read_text(folder) == "new" and names(tmp_path) == [LATEST, "step_000010"]
     assert [path.name for path in (folder / "ema").iterdir()] == ["rank_00000.safetensors"]
+
+
+def test_where_files_can_not_be_linked_they_are_copied(tmp_path, monkeypatch):
+    def refuse(*_paths):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    source = make_checkpoint(tmp_path, 10) / "state.json"
+    save = describe_save(tmp_path, 20)
+    prepare_folder(save)
+    copied = commit(save, write_files(save, {"state.json": source}, [])) / "state.json"
+    assert copied.stat().st_ino != source.stat().st_ino
+    verify_files(copied.parent, 0, 1)
