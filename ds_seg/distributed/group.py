@@ -40,18 +40,18 @@ def initialize() -> None:
     if dist.is_initialized():
         return
     complete_environment()
-    if device().type != "cpu":
-        _take_gpu()
     if "OMP_NUM_THREADS" not in os.environ:  # torch would give every process all cores
         torch.set_num_threads(cores_per_process())
     rendezvous = dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT)
     _store, _, _ = next(iter(rendezvous))
+    ending.watch_for_the_end(_store)
+    if device().type != "cpu":
+        _take_gpu()
     dist.init_process_group(backend(), store=_store, rank=rank(), world_size=world_size(), timeout=COLLECTIVE_TIMEOUT)
     import deepspeed
 
     with _without_shared_memory_op():
         deepspeed.comm.init_distributed(backend(), verbose=False, dist_init_required=False)
-    ending.watch_for_the_end(_store)
 
 
 def shutdown() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ds_seg import distributed
-from ds_seg.distributed import ending, group, world
+from ds_seg.distributed import ending, world
 from ds_seg.distributed.world import complete_environment
 from ds_seg.errors import ConfigError, UserError
 
@@ -252,13 +252,24 @@ def test_a_process_computes_on_its_share_of_the_cores_unless_it_is_told(environm
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("visible", [1, 2])
-def test_a_process_without_a_gpu_of_its_own_is_refused(environment, monkeypatch, visible):
-    environment |= {"RANK": "10", "LOCAL_RANK": "2", "WORLD_SIZE": "16", "MASTER_ADDR": "node0", "MASTER_PORT": "1"}
-    monkeypatch.setattr(group, "device", lambda: torch.device("cuda", 2))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    with pytest.raises(UserError, match=rf"Rank 10 is process 2 .* sees {visible} GPUs.*srun without --gpus-per-task"):
-        distributed.initialize()
+def test_a_process_without_a_gpu_of_its_own_ends_all_with_one_message(environment):
+    code = """
+        import torch
+        from ds_seg.__main__ import main
+        from ds_seg.distributed import group
+        group.device = lambda: torch.device("cuda", group.local_rank())
+        torch.cuda.device_count = lambda: 1
+        torch.cuda.set_device = lambda device: None
+        main(["train", "demo"])
+    """
+    port = str(distributed.free_port())
+    launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    first, second = run_python(
+        textwrap.dedent(code), *({**launch, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1"))
+    )
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert "UserError: Rank 1 is process 1 of its node (from 0) and sees 1 GPUs" in second.stderr
+    assert "srun without --gpus-per-task" in second.stderr and "GPUs" not in first.stderr
 
 
 def test_deepspeeds_shared_memory_op_is_left_out():
