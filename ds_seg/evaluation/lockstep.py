@@ -10,6 +10,7 @@ Shape suffixes: B windows in a batch; K output channels; H, W pixels; h, w pixel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple, Protocol
@@ -217,21 +218,22 @@ def predict_images(
     """
     grid = Grid(test_cfg, patch_size)
     settings = _Settings(grid, out_channels, align_corners, window_batch, device, threshold, keep_scores)
-    queue = _Queue(_iterate_jobs(stop.Leavable(samples), settings), window_batch)
     done = 0
-    for tick in count(1):
-        enter_phase(f"the images of window batch {tick} of an evaluation")
-        batch = _take_unless_stopped(queue)
-        dummy_size = _agree_on_tick(batch, device)
-        if dummy_size is None:
-            return
-        enter_phase(f"window batch {tick} of an evaluation")
-        logits_BKhw = _forward(batch, dummy_size, encode_decode, settings)
-        for prediction in _complete_images(batch, logits_BKhw[: len(batch)], settings):
-            yield prediction
-            done += 1
-            if progress is not None:
-                progress(done)
+    with closing(stop.Leavable(samples)) as leavable:
+        queue = _Queue(_iterate_jobs(leavable, settings), window_batch)
+        for tick in count(1):
+            enter_phase(f"the images of window batch {tick} of an evaluation")
+            batch = _take_unless_stopped(queue)
+            dummy_size = _agree_on_tick(batch, device)
+            if dummy_size is None:
+                return
+            enter_phase(f"window batch {tick} of an evaluation")
+            logits_BKhw = _forward(batch, dummy_size, encode_decode, settings)
+            for prediction in _complete_images(batch, logits_BKhw[: len(batch)], settings):
+                yield prediction
+                done += 1
+                if progress is not None:
+                    progress(done)
 
 
 def _complete_images(batch: list[_Job], logits_BKhw: torch.Tensor, settings: _Settings) -> Iterator[Prediction]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import cv2
@@ -237,6 +238,18 @@ def test_logits_of_another_shape_are_our_own_fault():
     sample = SimpleNamespace(index=0, views=[(torch.zeros(1, 3, 8, 8), meta)])
     with pytest.raises(AssertionError, match=r"encode_decode returned \(1, 3, 8, 8\), wanted \(1, 5, 8, 8\)"):
         list(predict_images([sample], torch.nn.Identity(), **predict_options()))
+
+
+def test_no_thread_is_left_by_a_failure():
+    meta = {"img_shape": (8, 8, 3), "ori_shape": (8, 8, 3)}
+    samples = [SimpleNamespace(index=0, views=[(torch.zeros(1, 3, 8, 8), meta)])] * 3
+    before = set(threading.enumerate())
+    with pytest.raises(AssertionError):
+        list(predict_images(samples, torch.nn.Identity(), **predict_options()))
+    left = set(threading.enumerate()) - before
+    for thread in left:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in left)
 
 
 def test_images_whose_scores_are_no_numbers_are_counted():
