@@ -11,7 +11,7 @@ from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
 from ds_seg.evaluation.evaluate import EvaluationResult
 from ds_seg.evaluation.lockstep import Prediction
-from ds_seg.evaluation.pictures import Picture, load_rgb
+from ds_seg.evaluation.pictures import Picture, load_rgb, name_picture
 from ds_seg.session import Evaluator
 from ds_seg.tracking.tracker import Tracker
 
@@ -38,7 +38,8 @@ class PredictingEvaluator:
         def keep(prediction: Prediction, label_HW: np.ndarray) -> None:
             if distributed.is_main() and prediction.index in self.indices:
                 meta = prediction.meta
-                pictures.append((meta["ori_filename"], load_rgb(meta["filename"]), prediction.labels_HW, label_HW))
+                name = name_picture(meta["ori_filename"])
+                pictures.append((name, load_rgb(meta["filename"]), prediction.labels_HW, label_HW))
 
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             result = self.evaluator(self.engines, keep)

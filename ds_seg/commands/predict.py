@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
         result = results[path]
         overlay = draw_overlay(load_rgb(path), prediction.labels_HW, dataset.PALETTE, args.opacity)
         with writing("--out", args.out):
-            save_mask(prediction.labels_HW, (args.out / "masks" / result).with_suffix(".png"), dataset.PALETTE)
-            save_picture(overlay, (args.out / "overlays" / result).with_suffix(".png"))
+            save_mask(prediction.labels_HW, args.out / "masks" / result, dataset.PALETTE)
+            save_picture(overlay, args.out / "overlays" / result)
     distributed.barrier()
     distributed.print_on_main(f"wrote {len(results)} masks and overlays to {args.out}")
     return EXIT_OK

@@ -48,7 +48,7 @@ def build_dataset(cfg: dict[str, Any], *, role: str, tolerate_missing: bool = Fa
     accept_large_images()
     field = f"data.{role}"
     parts = list(_parts(cfg, field))
-    _raise_all(ConfigError, [fault for name, part in parts for fault in _type_faults(part, name)])
+    _raise_all(ConfigError, [fault for name, part in parts for fault in find_type_faults(part, name)])
     _raise_all(DataError, [fault for name, part in parts for fault in _path_faults(part, name)])
     own_cfg = copy.deepcopy(cfg)
     for _, part in list(_parts(own_cfg, field)):
@@ -111,7 +111,8 @@ def _parts(cfg: Any, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from _parts(cfg["datasets"], f"{field}.datasets")
 
 
-def _type_faults(cfg: dict[str, Any], field: str) -> list[str]:
+def find_type_faults(cfg: dict[str, Any], field: str) -> list[str]:
+    """What is wrong with the types in one dataset config, named by field, and what to do."""
     faults = _registry_faults(cfg, field, DATASETS)
     count = cfg.get("max_image_num")
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
@@ -168,12 +169,17 @@ def _path_faults(cfg: dict[str, Any], field: str) -> list[str]:
     return faults
 
 
+def describe_missing_classes(field: str, dataset_type: str) -> str:
+    """That a dataset names no classes, and how to name them."""
+    return (
+        f"{field}.classes is not set, and {dataset_type} has no classes of its own. Give their names in the order of "
+        "the ids: classes=['background', 'roof']."
+    )
+
+
 def _label_faults(leaf: CustomDataset, field: str, role: str) -> list[str]:
     if leaf.CLASSES is None:
-        return [
-            f"{field}.classes is not set, and {type(leaf).__name__} has no classes of its own. Give their names in the "
-            "order of the ids: classes=['background', 'roof']."
-        ]
+        return [describe_missing_classes(field, type(leaf).__name__)]
     twice = [f"'{name}'" for name, count in Counter(leaf.CLASSES).items() if count > 1]
     if twice:
         return [

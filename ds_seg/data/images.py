@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import ds_seg.openmmlab  # noqa: F401
+from ds_seg.data.build import describe_missing_classes, find_type_faults
 from ds_seg.data.lint import find_pair_faults
 from ds_seg.data.loader import TestSample, make_test_sample
 from ds_seg.data.pair_files import accept_large_images
@@ -83,17 +84,27 @@ class ArrayPipeline:
 
 
 def open_images(data: Mapping[str, Any], paths: Sequence[Path]) -> ImageFiles:
-    """Files with the pipeline, classes and palette of `data.test`, or of `data.val` where there is none."""
+    """Files with the pipeline, classes and palette of `data.test`, or of `data.val` where there is none.
+
+    Raises:
+        ConfigError: a type in that config is not registered, or it names no classes.
+    """
     accept_large_images()
     section = inference_section(data)
-    classes, palette = find_classes(section)
+    classes, palette = _find_classes(section, "data.test" if data.get("test") else "data.val")
     return ImageFiles(paths, section["pipeline"], classes, palette)
 
 
 def inference_section(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """The dataset config whose pipeline, classes and palette new images get; the first where several are listed."""
-    section = data.get("test") or data["val"]
-    return section[0] if isinstance(section, (list, tuple)) else section
+    return _find_first(data.get("test") or data["val"])
+
+
+def _find_first(section: Any) -> Mapping[str, Any]:
+    if isinstance(section, (list, tuple)):
+        return _find_first(section[0])
+    wrapped = section.get("dataset") or section.get("datasets")
+    return _find_first(wrapped) if wrapped else section
 
 
 def find_images(inputs: Sequence[str]) -> dict[Path, Path]:
@@ -103,7 +114,7 @@ def find_images(inputs: Sequence[str]) -> dict[Path, Path]:
         inputs: paths; folders are searched through.
 
     Returns:
-        Image path -> where its results go, relative to the output folder and without a suffix.
+        Image path -> the PNG that its results go to, relative to a folder of results.
 
     Raises:
         DataError: an input does not exist, holds no image, or two images would write the same result.
@@ -114,16 +125,16 @@ def find_images(inputs: Sequence[str]) -> dict[Path, Path]:
             images = sorted(path for path in given.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
             if not images:
                 raise DataError(f"{given} holds no image ({', '.join(IMAGE_SUFFIXES)}). Name another folder.")
-            found.update({path: path.relative_to(given).with_suffix("") for path in images})
+            found.update({path: path.relative_to(given).with_suffix(".png") for path in images})
         elif given.is_file():
-            found[given] = Path(given.stem)
+            found[given] = Path(given.stem + ".png")
         else:
             raise DataError(f"{given} does not exist. INPUT is an image or a folder of images.")
     owners: dict[Path, Path] = {}
     for path, result in found.items():
         other = owners.setdefault(result, path)
         if other != path:
-            raise DataError(f"{other} and {path} would both write {result}.png. Predict them into different folders.")
+            raise DataError(f"{other} and {path} would both write {result}. Predict them into different folders.")
     return found
 
 
@@ -138,8 +149,12 @@ def validate_images(dataset: ImageFiles) -> None:
         raise DataError("\n".join([f"{len(faults)} of {len(dataset)} images can't be used:", *faults]))
 
 
-def find_classes(section: Mapping[str, Any]) -> tuple[str | Sequence[str], Any]:
+def _find_classes(section: Mapping[str, Any], field: str) -> tuple[str | Sequence[str], Any]:
     """Class names and palette of a dataset config, without opening its folders."""
+    if faults := find_type_faults(dict(section), field):
+        raise ConfigError("\n".join(faults))
     dataset_class = DATASETS.get(section["type"])
     names = section.get("classes") or dataset_class.CLASSES
+    if not names:
+        raise ConfigError(describe_missing_classes(field, section["type"]))
     return names, section.get("palette") or (dataset_class.PALETTE if "classes" not in section else None)

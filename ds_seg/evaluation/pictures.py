@@ -17,7 +17,7 @@ from ds_seg.errors import DataError
 
 Palette = Sequence[Sequence[int]]
 Picture = tuple[str, np.ndarray, np.ndarray, "np.ndarray | None"]
-"""Name, image (H, W, 3), prediction (H, W) and ground truth (H, W) or None."""
+"""Name of its file without the suffix, image (H, W, 3), prediction (H, W) and ground truth (H, W) or None."""
 
 MOST_IN_PALETTE = 256
 """Classes that masks of 8 bits hold."""
@@ -90,6 +90,12 @@ def draw_comparison(
         pen.rounded_rectangle((x, y + 4, x + 16, y + 20), radius=3, fill=tuple(palette[class_id]), outline=_INK)
         pen.text((x + 23, y + 12), class_names[class_id], fill=_INK, font=_font(), anchor="lm")
     return np.asarray(canvas)
+
+
+def name_picture(filename: str) -> str:
+    """Name of a comparison of an image: its path in the dataset, folders joined by underscores, without a suffix."""
+    path = Path(filename).with_suffix("")
+    return "_".join(path.relative_to(path.anchor).parts)
 
 
 def save_mask(labels_HW: np.ndarray, path: str | os.PathLike[str], palette: Palette) -> None:

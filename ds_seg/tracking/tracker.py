@@ -120,7 +120,7 @@ class MainTracker(Tracker):
         """Write `predictions/<name>.png` comparisons and send the pictures to wandb."""
         for name, image_HW3, prediction_HW, label_HW in pictures:
             comparison_HW3 = draw_comparison(image_HW3, prediction_HW, label_HW, self._palette, self._class_names)
-            path = self._work_dir / "predictions" / f"{Path(name).stem}.png"
+            path = self._work_dir / "predictions" / f"{name}.png"
             self._lost.attempt("pictures", functools.partial(save_picture, comparison_HW3, path))
         if self._wandb is not None:
             self._wandb.log_pictures(step, pictures, self._class_names, self._palette)

@@ -92,7 +92,7 @@ class WandbRun:
 
             images: dict[str, wandb.Image] = {}
             for name, image_HW3, prediction_HW, label_HW in pictures:
-                key = f"predictions/{Path(name).stem}"
+                key = f"predictions/{name}"
                 if len(class_names) > MOST_IN_PALETTE:
                     comparison_HW3 = draw_comparison(image_HW3, prediction_HW, label_HW, palette, class_names)
                     images[key] = wandb.Image(comparison_HW3)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ds_seg.errors import DataError
-from ds_seg.evaluation.pictures import draw_comparison, draw_overlay, load_rgb, save_mask, save_picture
+from ds_seg.evaluation.pictures import draw_comparison, draw_overlay, load_rgb, name_picture, save_mask, save_picture
 
 PALETTE = [[200, 0, 0], [0, 200, 0], [0, 0, 200]]
 NAMES = ["road", "sky", "tree"]
@@ -94,3 +94,8 @@ def test_a_picture_comes_back_as_it_was(tmp_path):
 def test_a_missing_image_is_named(tmp_path):
     with pytest.raises(DataError, match=r"missing\.jpg can't be read as an image"):
         load_rgb(tmp_path / "missing.jpg")
+
+
+def test_images_of_one_name_in_two_folders_have_pictures_of_their_own():
+    names = ["seq1/0001.jpg", "seq2/0001.jpg", "frame.0001.png", "/data/seq1/0001.jpg"]
+    assert list(map(name_picture, names)) == ["seq1_0001", "seq2_0001", "frame.0001", "data_seq1_0001"]

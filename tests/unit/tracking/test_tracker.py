@@ -60,7 +60,7 @@ def test_an_evaluation_is_a_row_and_a_table(tmp_path, capsys):
 def test_pictures_are_files_named_after_their_image(tmp_path):
     tracker = build(tmp_path)
     ids = np.ones((40, 60), np.uint8)
-    tracker.log_pictures(10, [("scene_1.jpg", np.zeros((40, 60, 3), np.uint8), ids, ids)])
+    tracker.log_pictures(10, [("scene_1", np.zeros((40, 60, 3), np.uint8), ids, ids)])
     tracker.close("done")
 
     assert load_rgb(tmp_path / "predictions" / "scene_1.png").shape[1] == 3 * 330 + 10
@@ -73,7 +73,7 @@ def test_a_full_disk_costs_records_and_two_lines(tmp_path, capsys):
         ballast = fill(disk)
         for step in range(1, 101):
             tracker.log_step({"step": step, "loss": 1.0, "note": "x" * 100})
-        tracker.log_pictures(10, [(f"{name}.jpg", np.zeros((40, 60, 3), np.uint8), ids, ids) for name in "ab"])
+        tracker.log_pictures(10, [(name, np.zeros((40, 60, 3), np.uint8), ids, ids) for name in "ab"])
         assert not tracker.write("reports", lambda: (disk / "report.html").write_text("text"))
         ballast.unlink()
         assert tracker.write("reports", lambda: (disk / "report.html").write_text("text"))
@@ -99,7 +99,7 @@ def test_a_read_only_predictions_folder_costs_the_pictures(tmp_path, capsys):
     (tmp_path / "predictions").mkdir()
     tracker = build(tmp_path)
     with read_only(tmp_path / "predictions"):
-        tracker.log_pictures(10, [("a.jpg", np.zeros((40, 60, 3), np.uint8), ids, ids)])
+        tracker.log_pictures(10, [("a", np.zeros((40, 60, 3), np.uint8), ids, ids)])
     tracker.close("done")
     assert tracker.lost == {"pictures": 1}
     assert "warning: pictures can't be written ([Errno 30] Read-only file system" in capsys.readouterr().out

@@ -85,7 +85,7 @@ def test_without_a_key_everything_is_recorded_offline(tmp_path):
     run.log_step({"step": 10, "loss": 0.5, "loss_ce": 0.5, "grad_norm": None})
     run.log_evaluation(20, {"eval/mIoU": 0.4, "eval/IoU/road": 0.4, "eval/IoU/sky": None})
     image, ids = np.zeros((12, 16, 3), np.uint8), np.ones((12, 16), np.int64)
-    run.log_pictures(20, [("a.jpg", image, ids, ids * 255), ("b.jpg", image[:9], ids[:9], None)], NAMES, PALETTE)
+    run.log_pictures(20, [("a", image, ids, ids * 255), ("b", image[:9], ids[:9], None)], NAMES, PALETTE)
     run.finish(failed=False)
 
     train, evaluation, pictures = read_history(tmp_path / "run")
@@ -107,7 +107,7 @@ def test_more_classes_than_wandbs_masks_hold_are_sent_as_comparisons(tmp_path):
     lines = []
     run = start(tmp_path / "run", lines)
     image, ids = np.zeros((12, 16, 3), np.uint8), np.full((12, 16), 299, np.int64)
-    run.log_pictures(5, [("a.jpg", image, ids, ids)], [str(number) for number in range(300)], [[0, 0, 0]] * 300)
+    run.log_pictures(5, [("a", image, ids, ids)], [str(number) for number in range(300)], [[0, 0, 0]] * 300)
     run.finish(failed=False)
     (pictures,) = read_history(tmp_path / "run")
     assert pictures["predictions/a.width"] > 2 * 320 and "predictions/a.masks.prediction.path" not in pictures
