@@ -12,6 +12,7 @@ help:
 	@echo "make check   set up, lint and type-check"
 	@echo "make bench   set up, measure the training step beside FSDP2 and DDP, compiled and not (docs/benchmarks)"
 	@echo "make setup   only make .venv (PYTHON=..., TORCH=torch==2.13.0, WHEELS=folder without a network)"
+	@echo "make clean   delete .venv and what builds leave; work_dirs, where the checkpoints are, stays"
 
 setup:
 	@bash scripts/setup.sh
@@ -41,4 +42,4 @@ bench: setup
 	@$(VENV)/python benchmarks/data.py --json docs/benchmarks/data.json
 
 clean:
-	rm -rf .venv work_dirs build dist *.egg-info
+	rm -rf .venv build dist *.egg-info
