@@ -10,15 +10,22 @@
 #
 #   sbatch --nodes 2 launch/slurm.sh RUN [ds-seg train options]
 #
-# A run that is stopped saves first and ends with 75; `--resume auto` makes the requeued job go on with it. The signal
-# comes 180 s before the end of the job: give more (sbatch --signal=TERM@600), or --max-time 23:50 in a job of 24 hours,
-# where a save takes longer.
+# A run that is stopped saves first and ends with 75; `--resume auto`, which the script adds, makes the requeued job go on
+# with it. The signal comes 180 s before the end of the job: give more (sbatch --signal=TERM@600), or --max-time 23:50 in a
+# job of 24 hours, where a save takes longer.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 if [ $# -eq 0 ]; then
   echo "usage: sbatch launch/slurm.sh RUN [ds-seg train options]" >&2
   exit 2
 fi
+for argument in "$@"; do
+  case $argument in --resume | --resume=*)
+    echo "launch/slurm.sh: leave out --resume: the script adds --resume auto, for jobs that are requeued. To go on from an" \
+      "older checkpoint than the newest, move the newer ones out of the work dir's checkpoints/ first." >&2
+    exit 2 ;;
+  esac
+done
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR

@@ -5,6 +5,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from command_line import environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +34,13 @@ def test_usage_and_a_missing_hostfile_are_said_with_code_2(tmp_path):
     missing = launch("train.sh", "demo", HOSTFILE=str(tmp_path / "hosts"))
     assert missing.returncode == 2 and "hosts' does not exist" in missing.stderr
     assert launch("slurm.sh", SLURM_SUBMIT_DIR=str(ROOT)).returncode == 2
+
+
+@pytest.mark.parametrize("option", [("--resume", "step_000100"), ("--resume=best",)])
+def test_slurm_refuses_a_resume_that_its_own_would_replace(option):
+    done = launch("slurm.sh", "demo", *option, "--seed", "3", SLURM_SUBMIT_DIR=str(ROOT))
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert "leave out --resume: the script adds --resume auto" in done.stderr
 
 
 def test_slurm_gives_each_task_its_cores_and_requeues_a_stopped_run(tmp_path):
