@@ -7,25 +7,32 @@
 #
 # A torch that the interpreter already has is used as it is, and so is its torchvision. pip's own
 # settings (find-links, index, proxy) are respected: on a machine without a GPU, point them to a CPU build.
+#
+# A choice that .venv was not made with makes it anew, as another constraints.txt does. One that is not given stays what
+# it was; `make clean` forgets them all.
 set -euo pipefail
-wheels=
-if [ -n "${WHEELS:-}" ]; then
-  wheels=$(cd "$WHEELS" 2>/dev/null && pwd) && compgen -G "$wheels/mmcv_full-*.whl" >/dev/null || {
-    echo "setup: WHEELS=$WHEELS is no folder with wheels of ds_seg's packages. Make one where there is a network:" >&2
-    echo "  benchmarks/collect_wheels.sh $WHEELS" >&2
-    exit 2
-  }
-fi
+wheels=${WHEELS:+$(realpath -m "$WHEELS")}
 cd "$(dirname "$0")/.."
 . scripts/python.sh
 
 stamp=.venv/.ds_seg_setup
-fingerprint=$(cat constraints.txt pyproject.toml scripts/setup.sh scripts/python.sh | cksum)
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$fingerprint" ]; then exit 0; fi
+kept() { [ ! -f "$stamp" ] || sed -n "s/^$1=//p" "$stamp"; }
+PYTHON=${PYTHON:-$(kept PYTHON)} TORCH=${TORCH:-$(kept TORCH)} wheels=${wheels:-$(kept WHEELS)}
+made_with=$(
+  cat constraints.txt pyproject.toml scripts/setup.sh scripts/python.sh | cksum
+  printf '%s\n' "PYTHON=$PYTHON" "TORCH=$TORCH" "WHEELS=$wheels"
+)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$made_with" ]; then exit 0; fi
 
+if [ -n "$wheels" ] && ! compgen -G "$wheels/mmcv_full-*.whl" >/dev/null; then
+  echo "setup: WHEELS=$wheels is no folder with wheels of ds_seg's packages. Make one where there is a network:" >&2
+  echo "  benchmarks/collect_wheels.sh $wheels" >&2
+  exit 2
+fi
+PATH=${PATH//"$(pwd -P)/.venv/bin:"/} # an activated .venv can't make its successor
 find_python setup
 say() { echo "setup: $*"; }
-say "making .venv with $("$PYTHON" --version)"
+say "making .venv with $("$PYTHON" --version)$([ ! -f "$stamp" ] || echo ", anew: what it was made with has changed")"
 rm -rf .venv
 "$PYTHON" -m venv .venv || {
   echo "setup: the interpreter can't make a virtual environment. On Debian: apt-get install python3-venv" >&2
@@ -37,6 +44,9 @@ trap 'rm -rf "$work"' EXIT
 
 torch_folder=$("$PYTHON" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' 2>/dev/null || true)
 if [ -n "$wheels" ] && compgen -G "$wheels/torch-*.whl" >/dev/null; then torch_folder=; fi
+if [ -n "$TORCH" ] && [ -n "$torch_folder$wheels" ]; then
+  say "TORCH=$TORCH has no say here: torch comes from ${torch_folder:-$wheels}"
+fi
 if [ -n "$torch_folder" ]; then
   say "using the torch found in $torch_folder"
   site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
@@ -85,5 +95,5 @@ if [ -n "$wheels" ]; then install_from_wheels; else install_from_network; fi
   echo "setup: the installed packages do not import together; see above" >&2
   exit 1
 }
-echo "$fingerprint" >"$stamp"
+echo "$made_with" >"$stamp"
 say "done: $("$python" -c 'import torch; print("torch", torch.__version__, "with", "a GPU" if torch.cuda.is_available() else "CPU only")')"
