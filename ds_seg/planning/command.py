@@ -30,8 +30,11 @@ def build_train_arguments(run: RunConfig, config: str, cfg_options: Sequence[str
     options = list(cfg_options)
     if batch.micro_batch != run.micro_batch:
         options.append(f"data.samples_per_gpu={batch.micro_batch}")
-    cumulative = (run.mmseg.get("optimizer_config") or {}).get("cumulative_iters", 1)
-    if run.mmseg.get("global_batch", batch.gpus * batch.micro_batch * cumulative) != batch.images:
+    cumulative = (run.mmseg.get("optimizer_config") or {}).get("cumulative_iters")
+    if cumulative not in (None, batch.accumulation_steps):
+        options.append(f"optimizer_config.cumulative_iters={batch.accumulation_steps}")
+    following = batch.gpus * batch.micro_batch * (1 if cumulative is None else batch.accumulation_steps)
+    if run.mmseg.get("global_batch", following) != batch.images:
         options.append(f"global_batch={batch.images}")
     if batch.max_steps != run.schedule.max_steps:
         options.append(f"runner.max_iters={batch.max_steps}")

@@ -1,12 +1,15 @@
 """`ds-seg plan` from the command line, in this process: what it prints, writes and refuses."""
 
+import argparse
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
 
 from ds_seg.__main__ import main
-from ds_seg.commands import plan
+from ds_seg.commands import add_commands, plan
+from ds_seg.commands.arguments import run_options
 from ds_seg.config import RunOptions, build_run_config
 from ds_seg.config.files import CONFIGS_ROOT
 from ds_seg.errors import ConfigError, UserError
@@ -44,8 +47,6 @@ def ds_seg_plan(planner, monkeypatch, tmp_path, capsys):
 
 
 def parse(*arguments):
-    import argparse
-
     parser = argparse.ArgumentParser()
     plan.add_parser(parser.add_subparsers())
     return parser.parse_args(arguments)
@@ -115,6 +116,24 @@ def test_without_gpus_three_worlds_are_planned(ds_seg_plan):
     code, out = ds_seg_plan()
     assert code == 0 and all(f"\n{count} GPU" in out for count in (1, 8, 64))
     assert "a batch of 16 can't be spread over 64 GPUs" in out and "global_batch=64 runner.max_iters=20000" in out
+
+
+@pytest.mark.parametrize("global_batch", [None, 8])
+def test_the_printed_command_starts_what_was_planned_of_a_config_that_accumulates(
+    global_batch, monkeypatch, tmp_path, capsys
+):
+    """Of one that asks for two micro-batches a step, where one has room for all of it."""
+    monkeypatch.chdir(tmp_path)
+    options = [f"global_batch={global_batch}", "data.samples_per_gpu=4", "optimizer_config.cumulative_iters=2"]
+    plan.run(parse("plan", "demo", "--gpus", "2", "--json", "plan.json", "--cfg-options", *options))
+    (planned,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
+    (command,) = (line for line in capsys.readouterr().out.splitlines() if "-m ds_seg train" in line)
+    parser = argparse.ArgumentParser()
+    add_commands(parser)
+    args = parser.parse_args(shlex.split(command.partition("ds_seg ")[2]))
+    run = build_run_config(run_options(args), 2)
+    assert run.global_batch == planned["global_batch"] and run.micro_batch == planned["micro_batch"]
+    assert run.accumulation_steps == 1
 
 
 def test_a_sweep_draws_and_names_where_communication_takes_over(ds_seg_plan, tmp_path):
