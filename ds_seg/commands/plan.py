@@ -113,14 +113,14 @@ def _plan_each(args: argparse.Namespace, planner: Planner, hardware: Hardware, w
 
 
 def _plan_sweep(args: argparse.Namespace, planner: Planner, hardware: Hardware, worlds: list[int]) -> list[dict]:
+    from ds_seg.planning.hardware import place
     from ds_seg.planning.report import to_dict
     from ds_seg.planning.scaling import compute_scaling, draw_scaling, find_bound, format_scaling
 
     rows = compute_scaling(planner, hardware, worlds)
     if not rows:
-        raise UserError(
-            f"{planner.run.name} does not fit. {_describe_remedy(planner, replace(hardware, gpus=worlds[-1]))}"
-        )
+        largest = replace(hardware, gpus=worlds[-1], nodes=place(worlds[-1]))
+        raise UserError(f"{planner.run.name} does not fit. {_describe_remedy(planner, largest)}")
     left_out = sorted(set(worlds) - {row.kept.batch.gpus for row in rows})
     print(f"\nGPUs of {hardware.gpu_memory_gib:g} GiB, {hardware.interconnect_gbps:g} Gbit/s between nodes")
     print(format_scaling(rows))

@@ -107,6 +107,12 @@ def test_what_does_not_fit_is_refused_with_the_remedy(ds_seg_plan):
     assert "It needs at least 2 GPUs of 80 GiB" in message and "GiB of host memory a node, where 40 are" in message
 
 
+def test_a_sweep_of_which_nothing_fits_speaks_of_the_nodes_of_its_largest_world(ds_seg_plan):
+    code, message = ds_seg_plan("--sweep", "1,64", "--host-memory", 30)
+    assert code == 2 and "The closest way on 64 GPUs of 80 GiB on 8 nodes" in message
+    assert "takes 64 GiB of host memory a node, where 30 are" in message
+
+
 def test_a_gpu_that_nothing_fits_on_is_named(ds_seg_plan):
     code, message = ds_seg_plan("--gpus", 8, "--gpu-memory", 2)
     assert code == 2 and "No number of such GPUs up to 1024 suffices" in message
