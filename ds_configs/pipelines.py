@@ -43,7 +43,7 @@ def train_pipeline(
 
 
 def test_pipeline(img_scale: tuple[int, int] | None, *resize: dict[str, Any]) -> Steps:
-    """The whole image at one scale; `--tta` makes six scales of it, and their mirror images.
+    """The whole image at one scale; `--tta` makes six scales of it, none below `keep_ratio`'s least, and mirror images.
 
     Args:
         img_scale: (long, short) side in px; None for the image's own size.

@@ -159,7 +159,10 @@ class Evaluator:
 
 
 def enable_test_time_augmentation(run: RunConfig, role: str) -> None:
-    """Let the test pipeline make six scales and their mirror images, as MMSeg's `--aug-test` does.
+    """Let the test pipeline make the views of MMSeg's `--aug-test`: six scales, each mirrored too.
+
+    A Resize step with `min_size` makes no short side smaller than that. Where the image at scale 1 has just that side,
+    as ADE20K's has here, the scales 0.5, 0.75 and 1 are one image, which counts three times.
 
     Raises:
         ConfigError: the pipeline has no MultiScaleFlipAug to set.

@@ -24,7 +24,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add_config_arguments(parser)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
-    parser.add_argument("--tta", action="store_true", help="average over scales 0.75 to 1.5 and mirrored views")
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="average over six scales from 0.5 to 1.75 (none below the pipeline's min_size) and over their "
+        "mirrored views",
+    )
     parser.add_argument("--window-batch", type=int, metavar="N", help="windows in one forward (default: the config's)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the scores to this JSON file")
     parser.set_defaults(run=run)
