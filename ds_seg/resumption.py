@@ -40,8 +40,8 @@ def resolve_run(options: RunOptions) -> RunConfig:
     if then == now:
         return run
     note = (
-        f"resuming with a global batch of {now}; the checkpoint's was {then}. Data, noise and schedule do not depend "
-        "on that; BatchNorm in the heads sees one micro-batch of all processes at a time"
+        f"resuming with a global batch of {now}; the checkpoint's was {then}. Data, schedule and noise do not depend "
+        "on that, but for dropout in heads; BatchNorm in heads sees one micro-batch of all processes at a time"
     )
     return dataclasses.replace(run, notes=(*run.notes, note))
 

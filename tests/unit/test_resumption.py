@@ -26,6 +26,7 @@ def test_a_state_file_that_was_emptied_is_passed_over(tmp_path):
     (save(tmp_path, 10, global_batch=99) / STATE).write_text("{}")
     run = resolve_run(RunOptions("demo", work_dir=str(tmp_path), resume="auto"))
     assert "the checkpoint's was 16 = 8 crops" in " ".join(run.notes)
+    assert "noise do not depend on that, but for dropout in heads" in " ".join(run.notes)
 
 
 @pytest.mark.parametrize("trained_in_bf16", [True, False])
