@@ -81,17 +81,6 @@ class Planner:
                 if self.size.trainable:
                     yield from self._offload(build, partly=resident.gpu_spare_gib < 0)
 
-    def build_configured(self, hardware: Hardware) -> Candidate | None:
-        """The run with the config's own micro-batch, policy and DeepSpeed JSON; None if the batch can't be spread."""
-        images, max_steps = self.spread_batch(hardware.gpus)
-        steps, rest = divmod(images, hardware.gpus * self.run.micro_batch)
-        if rest:
-            return None
-        batch = Batch(hardware.gpus, self.run.micro_batch, steps, max_steps)
-        policy = self.configured_policy
-        cost = self.costs.of(policy, batch.micro_batch)
-        return build_candidate(self.run, self.size, cost, hardware, batch, policy, self.run.deepspeed)
-
     def rebuild(self, candidate: Candidate, *, live_bytes: float) -> Candidate:
         """The same way with so much memory for whole parameters, whatever the DeepSpeed JSON says of it."""
         sizes = settle_zero_sizes(candidate.deepspeed, LIVE_SIZES, self.run.model.backbone, live_bytes)
