@@ -59,7 +59,8 @@ class InternViT(BaseModule):
         unfreeze_pos_embed: train the position table in spite of `freeze_vit`.
         with_fpn: turn exactly four taps into maps of 4, 2, 1 and 1/2 times the patch grid.
         with_final_norm: LayerNorm at the end of each of those four.
-        pretrained: weight file, only stored: `ds_seg.models.load_weights` reads it.
+        pretrained: accepted for InternVL's configs and unused: a run finds its weight file in the config, beside
+            `load_from`.
         norm: `rms` (6B) or `layer` (300M, DINOv2).
         output_norm: DINOv2's final norm, applied to every tap.
         checkpointing: what the backward pass computes again instead of keeping it: `none`, `selective` (only
@@ -102,7 +103,7 @@ class InternViT(BaseModule):
         self.num_features = self.embed_dim = embed_dim
         self.depth, self.patch_size, self.img_size = depth, patch_size, img_size
         self.drop_path_rate, self.with_fpn = drop_path_rate, with_fpn
-        self.out_indices, self.pretrained = tuple(out_indices), pretrained
+        self.out_indices = tuple(out_indices)
         self.out_channels = [embed_dim] * len(self.out_indices)
         self.checkpointing = resolve_policy(checkpointing, with_cp)
         self._validate(num_heads, norm, with_cp)
