@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from ds_seg.data.opening import open_datasets
     from ds_seg.resumption import resolve_trained
     from ds_seg.session import Evaluator, build_engines, enable_test_time_augmentation
-    from ds_seg.tracking.summary import write_json_atomic
+    from ds_seg.tracking.files import write_json_atomic
 
     resume_collector()
     distributed.agree(lambda: validate_output_file("--out", args.out) if args.out and distributed.is_main() else None)

@@ -10,8 +10,6 @@ from typing import Any
 from ds_seg.errors import DsSegError
 from ds_seg.tracking.files import write_json_atomic
 
-__all__ = ["SUMMARY_KEYS", "write_json_atomic", "write_summary"]
-
 SUMMARY_KEYS: dict[str, tuple[str, ...]] = {
     "status": (),
     "steps": (),
