@@ -1,8 +1,9 @@
-"""The kinds of failure and the exit code that each one ends the process with."""
+"""The kinds of failure, the exit code that each one ends the process with, and words that messages share."""
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 
 EXIT_OK = 0
 EXIT_FAULT = 1
@@ -59,6 +60,11 @@ class StoppedBySignal(DsSegError):
     """The run was asked to stop (a signal, --max-time) and saved a checkpoint first."""
 
     exit_code = EXIT_STOPPED_BY_SIGNAL
+
+
+def name_some(names: Sequence[object], most: int) -> str:
+    """The first so many of them, and `...` in the place of more."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def describe_fault(error: Exception, rank: int) -> str:

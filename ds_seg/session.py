@@ -20,7 +20,7 @@ from ds_seg.engine.engines import Engines, build_modules
 from ds_seg.engine.groups import find_idle_multipliers
 from ds_seg.engine.operator_builds import expect_cpu_adam
 from ds_seg.engine.precision import validate_precision
-from ds_seg.errors import ConfigError
+from ds_seg.errors import ConfigError, name_some
 from ds_seg.evaluation.evaluate import EvaluationResult, InferenceOptions, evaluate_dataset
 from ds_seg.evaluation.lockstep import Prediction, predict_images
 from ds_seg.evaluation.windows import Grid
@@ -74,7 +74,7 @@ def _try_heads(run: RunConfig, backbone: nn.Module, heads: SegmentationHeads, lo
         return run
     log(
         f"no loss depends on {len(unused)} head parameters, which stay as they are (find_unused_parameters is on): "
-        f"{', '.join(unused[:8])}{', ...' if len(unused) > 8 else ''}"
+        + name_some(unused, 8)
     )
     return dataclasses.replace(run, find_unused_parameters=True)
 

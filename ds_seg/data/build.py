@@ -18,7 +18,7 @@ import ds_seg.data.transforms  # noqa: F401
 from ds_seg.data.image_lists import find_encoding_fault, list_images
 from ds_seg.data.pair_files import accept_large_images
 from ds_seg.data.pairing import count_suffixes, find_unpaired
-from ds_seg.errors import ConfigError, DataError
+from ds_seg.errors import ConfigError, DataError, name_some
 from ds_seg.openmmlab import mend_label_map
 
 from mmcv.utils import Registry  # isort: skip
@@ -246,6 +246,5 @@ def _no_image_fault(leaf: CustomDataset, field: str) -> str:
 def _absent_fault(absent: list[str], total: int, what: str, hint: str) -> list[str]:
     if not absent:
         return []
-    more = ", ..." if len(absent) > _NAMED_AT_MOST else ""
     cure = hint or "Add the files, or leave the images out with a split file."
-    return [f"{what}: {len(absent)} of {total} files are missing ({', '.join(absent[:_NAMED_AT_MOST])}{more}). {cure}"]
+    return [f"{what}: {len(absent)} of {total} files are missing ({name_some(absent, _NAMED_AT_MOST)}). {cure}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ds_seg.openmmlab  # noqa: F401
@@ -10,6 +10,7 @@ from ds_seg.data.build import leaf_datasets, sample_paths
 from ds_seg.data.label_rules import PixelCounts, find_mistakes, find_nothing_labelled
 from ds_seg.data.lint import find_cures
 from ds_seg.data.pairing import find_unpaired
+from ds_seg.errors import name_some
 
 from mmseg.datasets import CustomDataset  # isort: skip
 
@@ -42,8 +43,8 @@ def _shared(field: str, dataset: Any, trained: set[str]) -> Iterator[str]:
     shared = sorted(_image_paths(dataset) & trained)
     if shared:
         yield (
-            f"{field}: {len(shared)} of its images are in {_TRAIN} too ({_name_some(shared)}), so that its scores are "
-            f"not on unseen images. {find_cures({'duplicate'})[0]}"
+            f"{field}: {len(shared)} of its images are in {_TRAIN} too ({name_some(shared, _NAMED_AT_MOST)}), so that "
+            f"its scores are not on unseen images. {find_cures({'duplicate'})[0]}"
         )
 
 
@@ -52,15 +53,11 @@ def _left_out(field: str, leaf: CustomDataset) -> Iterator[str]:
     if found.unread_images:
         yield (
             f"{field}: {len(found.unread_images)} images in {leaf.img_dir} are left out because they don't end with "
-            f"'{leaf.img_suffix}' ({_name_some(found.unread_images)}). Rename them, or correct "
+            f"'{leaf.img_suffix}' ({name_some(found.unread_images, _NAMED_AT_MOST)}). Rename them, or correct "
             f"{field}.img_suffix (where its type takes one)."
         )
     elif found.orphaned_annotations:
         yield (
             f"{field}: {len(found.orphaned_annotations)} annotations in {leaf.ann_dir} have no image "
-            f"({_name_some(found.orphaned_annotations)}). {find_cures({'unpaired'})[0]}"
+            f"({name_some(found.orphaned_annotations, _NAMED_AT_MOST)}). {find_cures({'unpaired'})[0]}"
         )
-
-
-def _name_some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED_AT_MOST]) + (", ..." if len(names) > _NAMED_AT_MOST else "")

@@ -8,6 +8,7 @@ from typing import Any
 
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg.data.build import leaf_datasets
+from ds_seg.errors import name_some
 
 from mmseg.datasets.pipelines import LoadAnnotations  # isort: skip
 
@@ -40,13 +41,12 @@ def find_class_name_faults(datasets: Mapping[str, Any]) -> dict[str, str]:
     for field, dataset in datasets.items():
         for leaf in leaf_datasets(dataset):
             pairs = zip(leaf.CLASSES, names, strict=False)
-            differ = [index for index, (own, other) in enumerate(pairs) if own != other]
+            differ = [(index, own, other) for index, (own, other) in enumerate(pairs) if own != other]
             if differ:
-                shown, more = differ[:_NAMED_AT_MOST], ", ..." if len(differ) > _NAMED_AT_MOST else ""
-                here, there = (", ".join(source[index] for index in shown) for source in (leaf.CLASSES, names))
+                ids, here, there = (name_some(column, _NAMED_AT_MOST) for column in zip(*differ, strict=True))
                 faults[field] = (
-                    f"the classes {', '.join(map(str, shown))}{more} are {here}{more} in {field}, but {there}{more} in "
-                    f"{first}: scores would go by the wrong names. Give both the same `classes` in the same order."
+                    f"the classes {ids} are {here} in {field}, but {there} in {first}: scores would go by the wrong "
+                    "names. Give both the same `classes` in the same order."
                 )
     return faults
 
@@ -56,8 +56,8 @@ def _find_wrong_counts(head_field: str, num_classes: int, field: str, dataset: A
     if len(names) != num_classes:
         yield (
             f"{head_field}.num_classes is {num_classes}, but {field} ({type(dataset).__name__}) has {len(names)} "
-            f"classes: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}. Make them equal: set "
-            f"{head_field}.num_classes={len(names)}, or correct {field}.classes."
+            f"classes: {name_some(names, 12)}. Make them equal: set {head_field}.num_classes={len(names)}, or correct "
+            f"{field}.classes."
         )
     elif num_classes == 1:
         yield (

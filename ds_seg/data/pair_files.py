@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ds_seg.data.label_rules import OUTSIDE, LabelRule
+from ds_seg.errors import name_some
 
 _EXIF_ORIENTATION = 0x0112
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError)
@@ -97,8 +98,7 @@ def inspect_pair(pair: PairFiles, *, decode_image: bool) -> PairReport:
         faults.append(_fault("size", "annotation", pair.annotation_path, message))
     wrong = [label for label in pixels_by_id if pair.rule.class_of(label) == OUTSIDE]
     if wrong:
-        listed = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
-        message = f"ids {listed} are outside the classes {pair.rule.describe_allowed()}"
+        message = f"ids {name_some(wrong, 8)} are outside the classes {pair.rule.describe_allowed()}"
         faults.append(_fault("ids", "annotation", pair.annotation_path, message))
     return PairReport(tuple(faults), size_HW, pixels_by_id, digest)
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ds_seg import distributed
-from ds_seg.errors import WeightsError
+from ds_seg.errors import WeightsError, name_some
 from ds_seg.models.load_weights import (
     Log,
     WeightReport,
@@ -211,7 +211,7 @@ def _describe_other_structure(absent: list[str], unknown: list[str]) -> list[str
 
 
 def _describe_classes(classes: tuple[str, ...]) -> str:
-    return f"{len(classes)}: {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}"
+    return f"{len(classes)}: {name_some(classes, 8)}"
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What is printed of a failure that nobody foresaw."""
+"""What is printed of a failure that nobody foresaw, and how messages list names."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import signal
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from ds_seg.errors import describe_fault
+from ds_seg.errors import describe_fault, name_some
 
 
 class KillsItsWorker(Dataset):
@@ -34,3 +34,7 @@ def test_any_other_failure_is_told_with_its_traceback():
         told = describe_fault(error, 1)
     assert told.startswith("rank 1 failed:\nTraceback") and told.endswith("IndexError: list index out of range\n")
     assert "[][0]" in told
+
+
+def test_more_names_than_a_message_has_room_for():
+    assert name_some(["a", "b"], 2) == "a, b" and name_some((7, 8, 9), 2) == "7, 8, ..."
