@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from ds_seg.errors import UserError
+
+T = TypeVar("T")
+
+_SHOWN_AFTER_S = 30.0
+"""For so long an NFS client may go by what it knew of a folder."""
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
@@ -37,6 +44,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def find_lasting(find: Callable[[], T]) -> T:
+    """What `find` still finds amiss when a network file system has had time to show what other nodes have written."""
+    end = time.monotonic() + _SHOWN_AFTER_S
+    while (amiss := find()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return amiss
 
 
 def validate_output_file(option: str, path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ds_seg import distributed
-from ds_seg.checkpoint.manifest import FileEntry, Manifest, read_manifest, seal_files, write_manifest
+from ds_seg.checkpoint.manifest import FileEntry, Manifest, find_misfits, read_manifest, seal_files, write_manifest
 from ds_seg.checkpoint.sizes import format_gib
 from ds_seg.checkpoint.store import (
     checkpoint_name,
@@ -25,6 +25,7 @@ from ds_seg.checkpoint.store import (
     temporary_folder,
 )
 from ds_seg.errors import CheckpointError
+from ds_seg.files import find_lasting
 
 FileContent = str | Path | Mapping[str, object]
 """Text; another checkpoint's file, linked or copied; or what torch or safetensors stores, by the name's suffix."""
@@ -147,13 +148,14 @@ def commit(save: Save, entries: Mapping[str, FileEntry]) -> Path:
         The folder of the checkpoint.
 
     Raises:
-        CheckpointError: the disk refuses something.
+        CheckpointError: the disk refuses something, or rank 0 does not see what the others have written.
     """
     files = {name: entry for part in distributed.gather_objects(dict(entries)) for name, entry in part.items()}
 
     def name_it() -> None:
         if distributed.is_main():
             with explained(save.final):
+                _validate_all_there(save, files)
                 write_manifest(
                     save.temporary, Manifest(save.step, save.world_size, save.config_digest, save.versions, files)
                 )
@@ -190,6 +192,16 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
         with target.open("rb+") as file:
             os.fsync(file.fileno())
+
+
+def _validate_all_there(save: Save, files: Mapping[str, FileEntry]) -> None:
+    """Look for every rank's files: where nodes don't share the work dir, each has its own alone and knows no better."""
+    if misfits := find_lasting(lambda: find_misfits(save.temporary, files)):
+        raise CheckpointError(
+            f"Checkpoint {save.final} is not whole: rank 0 does not see {len(misfits)} of its {len(files)} files as "
+            f"they were written; the first, {misfits[0]}. Every process writes its own part, into the same folder: "
+            "choose a --work-dir on a file system that all nodes share. What rank 0 sees of the checkpoint is removed."
+        )
 
 
 def _write(path: Path, content: str | Mapping[str, object]) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from checks import run_checks
-from ds_seg import distributed
+from ds_seg import distributed, files
 from ds_seg.checkpoint import (
     CheckpointSaver,
     TrainingState,
@@ -202,6 +202,20 @@ def check_full_disk() -> dict:
         saver.save(TrainingState(step=4))
         saver.wait()
         report[f"{kind}_after"] = names(run)
+    return report
+
+
+def check_own_disks() -> dict:
+    """Each rank sees a disk of its own under the same path, as two machines do that share none."""
+    files._SHOWN_AFTER_S = 0.0
+    report = {}
+    engines, _ = start(make_run("bf16"))
+    for kind in ("sync", "async"):
+        run = in_background(make_run("bf16"), f"own_disks_{kind}/node{distributed.rank()}")
+        saver = CheckpointSaver(engines, dataclasses.replace(run, checkpoint_in_background=kind == "async"))
+        message = catch(saver.save, TrainingState(step=1))
+        report[kind] = catch(saver.wait) if kind == "async" else message
+        report[f"{kind}_names"] = names(run)
     return report
 
 

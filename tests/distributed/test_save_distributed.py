@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,15 @@ def test_too_little_room_is_said_by_all_ranks_before_anything_is_written(ranks, 
         assert "step_000003 needs " in got[f"{kind}_room"] and "MiB, and 0.000954 MiB are free" in got[f"{kind}_room"]
         assert got[f"{kind}_room_names"] == ["latest", "step_000001"]
         assert got[f"{kind}_after"] == ["latest", "step_000001", "step_000004"]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_without_a_work_dir_that_all_ranks_share_no_save_succeeds(ranks, kind):
+    for rank in ranks:
+        got = rank["check_own_disks"]
+        assert re.search(r"rank 0 does not see \d of its \d+ files .*; the first, backbone/\S+_rank_1_", got[kind])
+        assert "choose a --work-dir on a file system that all nodes share" in got[kind]
+    assert ranks[0]["check_own_disks"][f"{kind}_names"] == []
 
 
 def test_all_ranks_fall_back_to_the_newest_whole_checkpoint(ranks):

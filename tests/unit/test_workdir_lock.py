@@ -12,6 +12,7 @@ import pytest
 from ds_seg import workdir_lock
 from ds_seg.errors import UserError
 from ds_seg.workdir_lock import LOCK_FILE, hold_work_dir
+from ranks import run_ranks
 
 HOLD = """
 import os, sys, time
@@ -22,6 +23,22 @@ with hold_work_dir(Path(sys.argv[1])):
     if child:
         print(child, flush=True)
     time.sleep(60)
+"""
+OWN_DISKS = """
+import sys
+from pathlib import Path
+from ds_seg import distributed, files
+from ds_seg.errors import UserError
+from ds_seg.workdir_lock import hold_work_dir
+distributed.initialize()
+files._SHOWN_AFTER_S = 0.3
+for name in ("shared", f"node{distributed.rank()}", "shared"):
+    try:
+        with hold_work_dir(Path(sys.argv[1]) / name):
+            print(f"rank {distributed.rank()} holds {name}", flush=True)
+    except UserError as error:
+        print(f"rank {distributed.rank()}: {error}", flush=True)
+distributed.shutdown()
 """
 
 
@@ -61,6 +78,19 @@ def test_it_is_released_at_the_end(tmp_path):
             pass
     check = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     assert subprocess.run([sys.executable, "-c", check, str(tmp_path / "run" / LOCK_FILE)]).returncode == 0
+
+
+def test_a_work_dir_that_the_ranks_do_not_share_is_refused_by_all(tmp_path):
+    (tmp_path / "worker.py").write_text(OWN_DISKS)
+    told = run_ranks(tmp_path / "worker.py", 2, tmp_path, timeout_s=120)
+    for rank in range(2):
+        assert told.count(f"rank {rank} holds shared") == 2
+        text = (
+            rf"rank {rank}: Work dir \S+/node1 is not the same folder for all processes: what rank 0 wrote to run\.lock"
+        )
+        assert re.search(rf"{text} there, rank 1 on \S+ does not find\. .* file system that all nodes share", told), (
+            told
+        )
 
 
 def test_a_file_system_without_locks_is_named_and_used(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ from collections import namedtuple
 import pytest
 import torch
 
+from ds_seg import files
 from ds_seg.checkpoint.manifest import read_manifest, verify_files
 from ds_seg.checkpoint.store import BEST, LATEST, checkpoints_folder
 from ds_seg.checkpoint.write import commit, leaving_nothing, list_files, prepare_folder, validate_space, write_files
@@ -39,13 +40,34 @@ def test_files_that_were_there_already_are_summed_up_too(tmp_path):
 
 def test_a_link_keeps_the_checksum_of_what_was_written_first(tmp_path):
     source = make_checkpoint(tmp_path, 10) / "state.json"
-    source.write_text("damaged since")
+    source.write_text("damaged now")
     save = describe_save(tmp_path, 20)
     prepare_folder(save)
     linked = commit(save, write_files(save, {"state.json": source}, [])) / "state.json"
     assert linked.stat().st_ino == source.stat().st_ino
-    with pytest.raises(CheckpointError, match=r"step_000020 is damaged: state\.json has 13 bytes, want 11"):
+    with pytest.raises(CheckpointError, match=r"step_000020 is damaged: state\.json has another checksum"):
         verify_files(linked.parent, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(lambda path: path.unlink(), "is missing"), (lambda path: path.write_text("half"), "has 4 bytes, want")],
+)
+def test_files_that_rank_0_does_not_see_make_no_checkpoint(tmp_path, monkeypatch, change, words):
+    monkeypatch.setattr(files, "_SHOWN_AFTER_S", 0.0)
+    older = make_checkpoint(tmp_path, 10)
+    save, before = describe_save(tmp_path, 20), names(tmp_path)
+    text = (
+        rf"step_000020 is not whole: rank 0 does not see 1 of its 3 files .* the first, backbone/shard\.pt {words}.*"
+        r"choose a --work-dir on a file system that all nodes share\."
+    )
+    with pytest.raises(CheckpointError, match=text), leaving_nothing(save):
+        prepare_folder(save)
+        entries = write_files(save, make_files("new"), [])
+        change(save.temporary / "backbone" / "shard.pt")
+        commit(save, entries)
+    assert names(tmp_path) == before
+    verify_files(older, 0, 1)
 
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
