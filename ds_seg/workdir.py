@@ -25,6 +25,9 @@ from mmcv import Config  # isort: skip
 
 _PACKAGES = ("torch", "deepspeed", "mmcv-full", "mmsegmentation", "wandb", "numpy", "opencv-python")
 _OUTPUTS = ("checkpoints", "metrics.jsonl", "summary.json", "report.html", "predictions", "stacks", "wandb_run_id")
+"""What tells of an earlier run."""
+_DESCRIPTION = (CONFIG_FILE, "deepspeed.json", "environment.json", "loss_curve.png")
+"""What goes with it, and does not tell: a run that never made a step leaves it too."""
 
 
 def find_resume_point(run: RunConfig) -> Path | None:
@@ -102,10 +105,14 @@ def _tell_of_no_resume(work_dir: Path) -> None:
 
 
 def _set_earlier_run_aside(work_dir: Path) -> None:
-    outputs = [work_dir / name for name in _OUTPUTS if (work_dir / name).exists()]
+    description, outputs = (
+        [path for name in names if (path := work_dir / name).exists()] for names in (_DESCRIPTION, _OUTPUTS)
+    )
     if any(path.is_file() or any(path.iterdir()) for path in outputs):
         hint = " (--resume auto would have gone on with it)" if list_checkpoints(work_dir) else ""
-        print(f"moved the outputs of an earlier run to {_set_aside(work_dir, outputs)}{hint}")
+        # after a kill in the midst of it the next run moves the rest, as long as outputs tell of it
+        aside = _set_aside(work_dir, [*description, *outputs])
+        print(f"moved the outputs of an earlier run to {aside}{hint}")
         checkpoints_folder(work_dir).mkdir()
 
 

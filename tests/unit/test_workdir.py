@@ -21,17 +21,30 @@ def test_a_fresh_work_dir_is_described(tmp_path):
 
 
 def test_an_earlier_run_is_set_aside_and_not_lost(tmp_path, capsys):
+    workdir.open_work_dir(run_in(tmp_path, cfg_options={"optimizer.lr": 0.123}), None)
     make_checkpoint(tmp_path, 5)
     (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "loss_curve.png").write_bytes(b"")
+    described = ("config.py", "deepspeed.json", "environment.json", "loss_curve.png")
+    before = {name: (tmp_path / name).read_bytes() for name in described}
     assert workdir.find_resume_point(run_in(tmp_path)) is None
     assert not (tmp_path / "earlier-1").exists()  # a start may still fail
     workdir.open_work_dir(run_in(tmp_path), None)
+    assert before == {name: (tmp_path / "earlier-1" / name).read_bytes() for name in described}
+    assert b"0.123" in before["config.py"] and b"0.123" not in (tmp_path / "config.py").read_bytes()
+    assert not (tmp_path / "loss_curve.png").exists()
     assert (tmp_path / "earlier-1" / "checkpoints" / "step_000005").is_dir()
     assert (tmp_path / "earlier-1" / "summary.json").is_file() and not (tmp_path / "summary.json").exists()
     assert "earlier-1 (--resume auto would have gone on with it)" in capsys.readouterr().out
     make_checkpoint(tmp_path, 7)
     workdir.open_work_dir(run_in(tmp_path), None)
     assert (tmp_path / "earlier-2" / "checkpoints" / "step_000007").is_dir()
+
+
+def test_a_description_alone_is_no_earlier_run(tmp_path):
+    for _ in range(2):
+        workdir.open_work_dir(run_in(tmp_path), None)
+    assert not (tmp_path / "earlier-1").exists()
 
 
 def test_what_no_run_could_go_on_from_is_set_aside_without_a_word_of_resuming(tmp_path, capsys):
