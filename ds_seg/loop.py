@@ -52,7 +52,7 @@ class TrainingLoop:
         tracker: gets rows and evaluations.
         evaluate: evaluates the engines after the given number of steps.
         ema: averages of the weights, moved on with every step that was not skipped; None where there are none.
-        resumed_from: the checkpoint that holds engines and state as they are; None where there is none.
+        saved_in: the checkpoint in the work dir that holds engines and state as they are; None where there is none.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class TrainingLoop:
         tracker: Tracker,
         evaluate: Evaluate,
         ema: WeightAverages | None = None,
-        resumed_from: Path | None = None,
+        saved_in: Path | None = None,
     ) -> None:
         self.run, self.engines, self.state, self.tracker, self.evaluate = run, engines, state, tracker, evaluate
         self.ema = ema
         self.record = LoopRecord()
         self._train_step = TwoEngineStep(engines, run)
         self._saver = CheckpointSaver(engines, run, ema, tracker.info)
-        self._saved, self._saved_state = resumed_from, copy.deepcopy(state)
+        self._saved, self._saved_state = saved_in, copy.deepcopy(state)
         self._data_wait = DataWait(
             run.log_interval_steps,
             workers=run.workers,

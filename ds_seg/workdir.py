@@ -8,20 +8,30 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg import distributed
-from ds_seg.checkpoint import choose_resume_point
+from ds_seg.checkpoint import TrainingState, choose_resume_point
 from ds_seg.checkpoint.config_record import CONFIG_FILE, describe_changes, record_config
-from ds_seg.checkpoint.store import checkpoint_step, checkpoints_folder, drop_leftovers, list_checkpoints, list_folders
+from ds_seg.checkpoint.store import (
+    checkpoint_step,
+    checkpoints_folder,
+    drop_leftovers,
+    is_own,
+    list_checkpoints,
+    list_folders,
+)
 from ds_seg.config import RunConfig
 from ds_seg.errors import UserError
 from ds_seg.files import validate_output_folder, write_text_atomic
 from ds_seg.tracking.files import write_json_atomic
 
 from mmcv import Config  # isort: skip
+
+T = TypeVar("T")
 
 _PACKAGES = ("torch", "deepspeed", "mmcv-full", "mmsegmentation", "wandb", "numpy", "opencv-python")
 _OUTPUTS = ("checkpoints", "metrics.jsonl", "summary.json", "report.html", "predictions", "stacks", "wandb_run_id")
@@ -53,42 +63,51 @@ def find_resume_point(run: RunConfig) -> Path | None:
     return resume_from
 
 
-def open_work_dir(run: RunConfig, resumed_step: int | None) -> None:
+def open_work_dir(run: RunConfig, state: TrainingState, resume_from: Path | None) -> Path | None:
     """Make the work dir this run's, just before its first step; a collective over all ranks.
 
-    What an earlier run left there moves to `earlier-N`, all of it or, for a run that goes on, the checkpoints after the
-    step where it does. So nothing is lost, and nothing of it can be mistaken for this run's.
+    What an earlier run left there moves to `earlier-N`: all of it or, for a run that goes on from one of the work dir's
+    own checkpoints, those after it. So nothing is lost, and nothing of it can be mistaken for this run's.
 
     Args:
         run: whose start can't fail any more.
-        resumed_step: of the checkpoint that it goes on from; None for one that starts anew.
+        state: where it stands; a best score is forgotten if its checkpoint is not in the work dir.
+        resume_from: the checkpoint that it goes on from, wherever it lies; None for one that starts anew.
+
+    Returns:
+        `resume_from` if it is one of the work dir's own; else None.
 
     Raises:
         UserError: the work dir can't be written.
     """
 
-    def prepare() -> None:
-        checkpoints_folder(run.work_dir).mkdir(parents=True, exist_ok=True)
-        if resumed_step is None:
-            _set_earlier_run_aside(run.work_dir)
+    def prepare() -> tuple[Path | None, bool]:
+        checkpoints = checkpoints_folder(run.work_dir)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        own = resume_from if resume_from and is_own(run.work_dir, resume_from) else None
+        if own:
+            _set_newer_checkpoints_aside(run.work_dir, state.step)
         else:
-            _set_newer_checkpoints_aside(run.work_dir, resumed_step)
+            _set_earlier_run_aside(run.work_dir)
         _write_description(run)
+        return own, state.best_checkpoint is not None and (checkpoints / state.best_checkpoint).exists()
 
-    _on_main(run.work_dir, prepare)
+    own, best_is_there = _on_main(run.work_dir, prepare)
+    if not best_is_there:
+        state.best_checkpoint = state.best_mIoU = None
+    return own
 
 
-def _on_main(work_dir: Path, change: Callable[[], None]) -> None:
-    """Let global rank 0 change the work dir; a collective over all ranks, who all learn whether it could."""
+def _on_main(work_dir: Path, change: Callable[[], T]) -> T:
+    """Let global rank 0 change the work dir; a collective over all ranks, who all get the result or the failure."""
 
-    def try_to() -> None:
+    def try_to() -> T | None:
         try:
-            if distributed.is_main():
-                change()
+            return change() if distributed.is_main() else None
         except OSError as error:
             raise UserError(f"Work dir {work_dir} can't be written: {error}. Choose another --work-dir.") from error
 
-    distributed.agree(try_to)
+    return distributed.broadcast_object(distributed.agree(try_to))  # type: ignore[return-value]
 
 
 def _warn(text: str) -> None:

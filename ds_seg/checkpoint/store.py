@@ -67,6 +67,11 @@ def list_checkpoints(work_dir: Path, last_step: int | None = None) -> list[Path]
     return [path for path in complete if last_step is None or checkpoint_step(path) <= last_step]
 
 
+def is_own(work_dir: Path, folder: Path) -> bool:
+    """Whether a checkpoint, under whatever name, lies among those of a work dir and not of another one."""
+    return folder.resolve().parent == checkpoints_folder(work_dir).resolve()
+
+
 def find_checkpoint(work_dir: Path, tag: str) -> Path:
     """The checkpoint that `--resume TAG` means: a name in the work dir, `latest`, `best`, or a path.
 

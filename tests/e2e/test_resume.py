@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 
+from ds_seg.checkpoint import list_checkpoints
 from run_rows import read_rows, wait_for_step
 
 
@@ -52,6 +53,19 @@ def test_resuming_from_a_copy_of_an_earlier_step_forgets_what_came_after_and_tel
     assert (work_dir / "earlier-1" / "step_000012" / "manifest.json").is_file()
     assert "the config is not the one that mybest was saved with: checkpoint_config.interval 6 -> 4." in again.stdout
     assert "no pretrained weights" not in again.stdout
+
+
+def test_a_run_goes_on_in_a_work_dir_that_another_run_has_used(cli, tiny_config, trained, tmp_path):
+    work_dir = tmp_path / "used"
+    other = cli("train", tiny_config, "--work-dir", work_dir, "--seed", "7", "--cfg-options", "runner.max_iters=3")
+    assert other.returncode == 0, other.stderr
+    checkpoint = trained / "checkpoints" / "step_000006"
+    resumed = cli("train", tiny_config, "--work-dir", work_dir, "--resume", checkpoint)
+    assert resumed.returncode == 0, resumed.stderr
+    assert read_rows(work_dir) == [row for row in read_rows(trained) if row["step"] > 6]
+    assert [folder.name for folder in list_checkpoints(work_dir)] == ["step_000012"]
+    assert [folder.name for folder in list_checkpoints(work_dir / "earlier-1")] == ["step_000003"]
+    assert len(read_rows(work_dir / "earlier-1")) == 4
 
 
 def test_ctrl_c_under_the_launcher_saves_first(cli, tiny_config, tmp_path):

@@ -62,7 +62,7 @@ def no_stop(monkeypatch):
 def build(tmp_path, monkeypatch):
     """Builds a loop on fakes: `loop.saved` holds the saved states, `loop.events` what the saver was asked."""
 
-    def build(state=None, scores=(), skip=(), resumed_from=None, **changes):
+    def build(state=None, scores=(), skip=(), saved_in=None, **changes):
         values = dict(max_steps=10, eval_interval_steps=100, checkpoint_interval_steps=100, max_skipped_steps=3)
         values |= (
             dict(max_bad_samples=0, accumulation_steps=2, global_batch=8, save_best=False, work_dir=tmp_path)
@@ -101,9 +101,7 @@ def build(tmp_path, monkeypatch):
         monkeypatch.setattr(loop, "TwoEngineStep", FakeStep)
         monkeypatch.setattr(FakeStep, "skip", skip)
         monkeypatch.setattr(loop, "CheckpointSaver", FakeSaver)
-        training = loop.TrainingLoop(
-            run, engines, state or TrainingState(), FakeTracker(), evaluate, resumed_from=resumed_from
-        )
+        training = loop.TrainingLoop(run, engines, state or TrainingState(), FakeTracker(), evaluate, saved_in=saved_in)
         training.saved, training.events = saved, events
         return training
 
@@ -251,7 +249,7 @@ def test_a_stop_at_a_checkpoint_does_not_save_twice(build):
 
 def test_a_stop_before_the_first_step_after_a_resume_saves_nothing_anew(build, tmp_path):
     stop.request("SIGTERM on rank 0")
-    training = build(state=TrainingState(step=6, scheduled_steps=6), resumed_from=tmp_path / "step_000006")
+    training = build(state=TrainingState(step=6, scheduled_steps=6), saved_in=tmp_path / "step_000006")
     record = training(range(100))
     assert training.saved == [] and f"everything is saved in {tmp_path}/step_000006" in record.stopped
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ds_seg.checkpoint import TrainingState
 from ds_seg.checkpoint.config_record import CONFIG_FILE, describe_changes, digest_config, record_config
 from ds_seg.config import CONFIGS_ROOT, RunOptions, build_run_config, read_config_file
 from ds_seg.workdir import find_resume_point, open_work_dir
@@ -16,7 +17,7 @@ def run_in(folder, config="demo", *, resume=None, **changes):
 def saved(tmp_path):
     """A checkpoint in a work dir that the demo's run has described."""
     run = run_in(tmp_path)
-    open_work_dir(run, None)
+    open_work_dir(run, TrainingState(), None)
     return make_checkpoint(tmp_path, 5, config_digest=digest_config(run.mmseg))
 
 
@@ -29,7 +30,7 @@ def test_a_config_written_to_a_work_dir_is_the_one_that_was_read(tmp_path, monke
     for variable in ("ADE20K_ROOT", "CAMVID_ROOT"):
         monkeypatch.setenv(variable, str(tmp_path))
     run = run_in(tmp_path, name, load_from=None)
-    open_work_dir(run, None)
+    open_work_dir(run, TrainingState(), None)
     assert digest_config(read_config_file(tmp_path / CONFIG_FILE, {})) == digest_config(run.mmseg)
 
 
@@ -52,7 +53,7 @@ def test_a_long_list_is_cut(saved, tmp_path):
 def test_a_config_that_is_gone_or_of_another_run_is_not_compared(saved, tmp_path, capsys):
     run = run_in(tmp_path, resume="auto", **{"runner.max_iters": 7})
     assert find_resume_point(run) == saved
-    open_work_dir(run, 5)
+    open_work_dir(run, TrainingState(step=5), saved)
     assert "saved with: runner.max_iters 300 -> 7. What is there now holds\n" in capsys.readouterr().out
     text = describe_changes(saved, run_in(tmp_path, **{"runner.max_iters": 8}))
     assert text.endswith(f"{tmp_path / CONFIG_FILE} is of another run, so it can't be told what has changed")
