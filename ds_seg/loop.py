@@ -81,6 +81,8 @@ class TrainingLoop:
     def __call__(self, loader: Iterable[MicroBatch]) -> LoopRecord:
         """Train to the end, or until the run is to stop, which saves a checkpoint.
 
+        A run that is resumed at its end is evaluated once more: its summary may have been written, or not.
+
         Args:
             loader: micro-batches from `state.step` on.
 
@@ -93,7 +95,8 @@ class TrainingLoop:
         self._data_wait.start()
         with contextlib.closing(stop.Leavable(loader)) as batches:
             try:
-                if self.state.evaluation_due:
+                if self.state.evaluation_due or self.state.step >= self.run.schedule.max_steps:
+                    self.tracker.rewind(self.state.step, evaluated=False)
                     self._evaluate_and_save()
                 while self.state.step < self.run.schedule.max_steps:
                     self._one_step(batches)
@@ -238,7 +241,7 @@ class TrainingLoop:
         )
 
     def _is_due(self, interval_steps: int) -> bool:
-        return self.state.step % interval_steps == 0 or self.state.step == self.run.schedule.max_steps
+        return self.state.step % interval_steps == 0 or self.state.step >= self.run.schedule.max_steps
 
 
 def memory_gib() -> float:

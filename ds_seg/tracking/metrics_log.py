@@ -43,11 +43,16 @@ class MetricsLog:
             os.ftruncate(self._file.fileno(), size_bytes)
             raise
 
-    def rewind(self, step: int) -> None:
-        """Forget the rows after a step, and a last line that was left unfinished. Takes no space on the disk."""
+    def rewind(self, step: int, *, evaluated: bool = True) -> None:
+        """Forget the rows after a step, and a last line that was left unfinished. Takes no space on the disk.
+
+        Args:
+            step: the last one whose rows stay.
+            evaluated: whether its evaluation stays too.
+        """
         kept_bytes = 0
         for row, end_bytes in _read_rows(self.path):
-            if row["step"] > step:
+            if row["step"] > step or (row["step"] == step and not evaluated and "loss" not in row):
                 break
             kept_bytes = end_bytes
         os.ftruncate(self._file.fileno(), kept_bytes)

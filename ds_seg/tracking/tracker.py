@@ -34,8 +34,8 @@ class Tracker:
     def log_pictures(self, step: int, pictures: Sequence[Picture]) -> None:
         """Record predictions as pictures; those of an earlier step with the same name are replaced on disk."""
 
-    def rewind(self, step: int) -> None:
-        """Forget the rows after a step: the run goes on from there."""
+    def rewind(self, step: int, *, evaluated: bool = True) -> None:
+        """Forget the rows after a step: the run goes on from there, and unless `evaluated` with its evaluation."""
 
     def write(self, kind: str, action: Callable[[], object]) -> bool:
         """Write another record that the run can do without, and say whether that worked.
@@ -125,9 +125,9 @@ class MainTracker(Tracker):
         if self._wandb is not None:
             self._wandb.log_pictures(step, pictures, self._class_names, self._palette)
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, *, evaluated: bool = True) -> None:
         """Forget the rows after a step; wandb keeps its own and gets the new ones beside them."""
-        self._metrics.rewind(step)
+        self._metrics.rewind(step, evaluated=evaluated)
 
     def write(self, kind: str, action: Callable[[], object]) -> bool:
         """Write another record, and count it if that fails."""

@@ -31,6 +31,19 @@ def test_stopped_by_a_signal_and_resumed(cli, tiny_config, tmp_path):
     assert summary["status"] == "completed" and summary["resumed_from"].endswith(f"step_{rows_before(summary):06d}")
 
 
+def test_a_run_that_is_resumed_at_its_end_has_the_same_scores_and_rows(cli, tiny_config, trained, tmp_path):
+    work_dir = shutil.copytree(trained, tmp_path / "run")
+    (work_dir / "summary.json").unlink()  # it was killed after its last save
+    again = cli("train", tiny_config, "--work-dir", work_dir, "--resume", "auto")
+    assert again.returncode == 0, again.stderr
+    first, second = (json.loads((folder / "summary.json").read_text()) for folder in (trained, work_dir))
+    scores = ("status", "steps", "mIoU", "mAcc", "aAcc", "IoU", "loss_first", "loss_last")
+    assert [second[key] for key in scores] == [first[key] for key in scores] and second["mIoU"] > 0
+    assert second["images_per_s"] is None and second["step_time_s"] == {"median": None, "p95": None}  # no step was made
+    assert read_rows(work_dir) == read_rows(trained)
+    assert len(list_checkpoints(work_dir)) == len(list_checkpoints(trained)) and "saved " not in again.stdout
+
+
 def rows_before(summary):
     """The step in the name of the checkpoint that a run resumed from."""
     return int(summary["resumed_from"].rpartition("_")[2])

@@ -37,6 +37,7 @@ class FakeTracker(Tracker):
 
     def __init__(self):
         self.rows, self.notes, self.warnings, self.infos, self.evaluations = [], [], [], [], []
+        self.rewound = []
 
     def info(self, text):
         self.infos.append(text)
@@ -47,6 +48,9 @@ class FakeTracker(Tracker):
     def log_step(self, row, note=""):
         self.rows.append(row)
         self.notes.append(note)
+
+    def rewind(self, step, *, evaluated=True):
+        self.rewound.append((step, evaluated))
 
     def log_evaluation(self, step, metrics, table):
         self.evaluations.append((step, metrics, table))
@@ -274,6 +278,23 @@ def test_an_evaluation_that_is_stopped_is_made_first_thing_after_the_resume(buil
         (6, False, 0.3),
         (10, False, 0.3),
     ]
+
+
+@pytest.mark.parametrize("max_steps", [6, 5])
+def test_a_run_that_is_resumed_at_its_end_is_evaluated_for_its_summary_and_not_saved_anew(build, tmp_path, max_steps):
+    state = TrainingState(step=6, scheduled_steps=6, best_mIoU=0.5, best_checkpoint="step_000006")
+    training = build(max_steps=max_steps, state=state, scores=[0.5], save_best=True, saved_in=tmp_path / "step_000006")
+    record = training(iter(()))
+    assert record.evaluation.mIoU == 0.5 and record.stopped is None and record.step_times_s == []
+    assert training.tracker.rewound == [(6, False)]  # its row of the first time
+    assert [step for step, _, _ in training.tracker.evaluations] == [6]
+    assert training.saved == [] and not training.state.evaluation_due
+
+
+def test_a_run_that_is_resumed_at_its_end_elsewhere_is_saved(build):
+    training = build(max_steps=6, state=TrainingState(step=6, scheduled_steps=6), scores=[0.5])
+    training(iter(()))
+    assert [state.step for state in training.saved] == [6]
 
 
 def test_a_wait_for_data_is_noted_in_the_progress_and_explained_once(build):

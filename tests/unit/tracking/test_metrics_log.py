@@ -30,6 +30,17 @@ def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path):
     assert (tmp_path / "stopped.jsonl").read_bytes() == (tmp_path / "through.jsonl").read_bytes()
 
 
+def test_an_evaluation_that_is_made_again_is_forgotten_alone(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    rows = [make_row(1), {"step": 1, "eval/mIoU": 0.1}, make_row(2), {"step": 2, "eval/mIoU": 0.2}]
+    for row in rows:
+        log.append(row)
+    for _ in range(2):
+        log.rewind(2, evaluated=False)
+        assert read_metrics(log.path) == rows[:3]
+    log.close()
+
+
 def test_a_fresh_run_keeps_the_rows_of_an_earlier_one_aside(tmp_path):
     log_steps(tmp_path / "metrics.jsonl", [1, 2])
     log_steps(tmp_path / "metrics.jsonl", [1])
