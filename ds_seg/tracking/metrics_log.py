@@ -15,15 +15,12 @@ from ds_seg.tracking.files import to_json_value
 class MetricsLog:
     """Appends rows to a file that always equals the one of an uninterrupted run.
 
-    Opening it forgets the rows after the step that the run resumes from. A fresh run (step 0) keeps the file
-    of an earlier one beside it as `<name>.previous`.
+    Opening it forgets the rows after the step that the run resumes from; those of another run are set aside before.
     """
 
     def __init__(self, path: str | os.PathLike[str], resume_step: int = 0) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if resume_step == 0 and self.path.exists():
-            self.path.replace(self.path.with_name(f"{self.path.name}.previous"))
         self._file = self.path.open("ab", buffering=0)
         self.rewind(resume_step)
 

@@ -41,12 +41,12 @@ def test_an_evaluation_that_is_made_again_is_forgotten_alone(tmp_path):
     log.close()
 
 
-def test_a_fresh_run_keeps_the_rows_of_an_earlier_one_aside(tmp_path):
+def test_a_run_resumed_before_its_first_step_forgets_all_rows_and_leaves_no_other_file(tmp_path):
     log_steps(tmp_path / "metrics.jsonl", [1, 2])
     log_steps(tmp_path / "metrics.jsonl", [1])
 
-    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1]
-    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl.previous")] == [1, 2]
+    assert read_metrics(tmp_path / "metrics.jsonl") == [make_row(1)]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_every_row_is_on_disk_at_once_and_nan_is_null(tmp_path):
