@@ -62,7 +62,7 @@ class AllocationTracker(TorchDispatchMode):
             if inputs is None:
                 inputs = [x.untyped_storage() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
             if not any(storage is known for known in inputs):  # a view of what was there before, such as a weight
-                self._follow(result, storage, inputs)
+                self._follow(result, storage)
         return results
 
     @staticmethod
@@ -71,10 +71,8 @@ class AllocationTracker(TorchDispatchMode):
         formula = flop_registry.get(_SAME_FORMULA.get(operator, operator))
         return formula(*args, **kwargs, out_val=results) if formula else 0
 
-    def _follow(self, tensor: torch.Tensor, storage: torch.UntypedStorage, inputs: list[torch.UntypedStorage]) -> None:
+    def _follow(self, tensor: torch.Tensor, storage: torch.UntypedStorage) -> None:
         part, size = self.classify(tensor, self._phase), storage.nbytes()
-        if not isinstance(size, int):  # how many elements a mask selects is unknown without data: all of them, say
-            size = max((known.nbytes() for known in inputs if isinstance(known.nbytes(), int)), default=0)
         self._known.add(storage)
         weakref.finalize(storage, self._release, part, size)
         self.live[part] += size

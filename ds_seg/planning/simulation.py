@@ -7,16 +7,14 @@ Shape suffixes: B images, H W pixels, 3 colours, 1 label; D channels, h w a feat
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import ds_seg.openmmlab  # noqa: F401  (before mmcv)
@@ -25,6 +23,7 @@ from ds_seg.models.probe import draw_features
 from ds_seg.models.sync_batchnorm import SyncBatchNorm
 from ds_seg.planning.allocations import AllocationTracker
 from ds_seg.planning.model_size import build_on_meta
+from ds_seg.planning.unknown_values import SelectEverything
 
 PARTS = ("activations", "backward of a block", "head", "logits and loss")
 KEPT, BACKWARD, HEAD, FULL_SIZE = PARTS
@@ -135,13 +134,12 @@ def simulate_heads(model_cfg: Mapping[str, Any], setting: StepSetting) -> Trace:
     """
 
     def classify(tensor: Tensor, phase: str) -> str:
-        sides = {side for side in tensor.shape if isinstance(side, int)}  # not those that depend on data
-        return FULL_SIZE if set(setting.crop_size_px) <= sides else phase
+        return FULL_SIZE if set(setting.crop_size_px) <= set(tensor.shape) else phase
 
     tracker = AllocationTracker(classify)
     backbone, built = build_on_meta(model_cfg)
     trainable = any(parameter.requires_grad for parameter in backbone.parameters())
-    with _without_data(counting=True):
+    with _without_data(), SelectEverything():
         heads = _prepare(built, setting)
         drawn = draw_features(backbone, setting.micro_batch, setting.crop_size_px, torch.device("cpu"))
         features = [feature.detach().to(setting.dtype).requires_grad_(trainable) for feature in drawn]
@@ -213,9 +211,6 @@ def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-@contextlib.contextmanager
-def _without_data(*, counting: bool = False) -> Iterator[None]:
-    """A context in which new tensors have a shape and no data; `counting`: how many a mask selects may stay unknown."""
-    shapes = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True) if counting else None
-    with FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True):
-        yield
+def _without_data() -> FakeTensorMode:
+    """A context in which new tensors have a shape and no data."""
+    return FakeTensorMode(allow_non_fake_inputs=True)

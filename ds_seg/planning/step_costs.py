@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from ds_seg.config import RunConfig
+from ds_seg.errors import ConfigError
+from ds_seg.models.checkpointing import POLICIES
+from ds_seg.models.head_building import describe
 from ds_seg.planning.hardware import find_host_ms
 from ds_seg.planning.simulation import (
     BackboneTraces,
@@ -83,6 +87,9 @@ def simulate_costs(
         policies: those of `models.checkpointing.POLICIES` that are wanted.
         fused_norms: as on GPUs; False for the CPU.
         known: traces of earlier runs, which are used, and which get this run's.
+
+    Raises:
+        ConfigError: a head or a loss fails on tensors without data.
     """
     dtype = torch.bfloat16 if run.bf16 else torch.float32
     setting = StepSetting(1, run.train_crop_px, policies[0], dtype, fused_norms)
@@ -95,9 +102,26 @@ def simulate_costs(
         if key not in known:
             known[key] = simulate_backbone(run.model, one)
         backbone[policy] = known[key]
-    try:
-        heads, smallest_alone = [simulate_heads(run.model, setting)], 1
-    except ValueError:  # BatchNorm over a single value
-        heads, smallest_alone = [simulate_heads(run.model, replace(setting, micro_batch=2))], 2
-    heads.append(simulate_heads(run.model, replace(setting, micro_batch=smallest_alone + 1)))
+    with _explained(run):
+        try:
+            heads, smallest_alone = [simulate_heads(run.model, setting)], 1
+        except ValueError:  # BatchNorm over a single value
+            heads, smallest_alone = [simulate_heads(run.model, replace(setting, micro_batch=2))], 2
+        heads.append(simulate_heads(run.model, replace(setting, micro_batch=smallest_alone + 1)))
     return StepCosts(backbone, (heads[0], heads[1]), smallest_alone, run.compile)
+
+
+@contextlib.contextmanager
+def _explained(run: RunConfig) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a head or loss may raise over its arguments, or over tensors without data
+        raise ConfigError(
+            f"The memory of the model's heads and losses can't be planned: on {run.train_crop_px[0]}x"
+            f"{run.train_crop_px[1]} px crops without data they fail ({describe(error)}). Correct them in the model "
+            "config; or, if they work on real data alone, leave nothing to the plan: set checkpointing to "
+            f"{', '.join(POLICIES[:-1])} or {POLICIES[-1]}, and in the DeepSpeed JSON a number for every size that is "
+            '"auto".'
+        ) from error
