@@ -47,6 +47,7 @@ def _run_command(argv: Sequence[str]) -> None:
     parser.add_argument("--version", action="version", version=f"ds_seg {__version__}")
     parser.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     add_commands(parser)
+    _refuse_empty(parser, argv)
     args = parser.parse_args(_with_hyphens(argv))
     if args.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
@@ -82,6 +83,14 @@ def _hush_third_parties() -> None:
 def _with_hyphens(arguments: Sequence[str]) -> list[str]:
     """Accept every option with underscores too: `--cfg_options` is `--cfg-options`."""
     return [_hyphenate(argument) if argument.startswith("--") else argument for argument in arguments]
+
+
+def _refuse_empty(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """An empty `--resume` or `--load-from`, of a variable that is not set, would start anew in silence."""
+    for before, argument in zip(["ds-seg", *arguments], arguments, strict=False):
+        if not argument.strip() or (argument.startswith("--") and argument.endswith("=")):
+            empty = argument.strip() or f"the argument after {before}"
+            parser.error(f"{empty} is empty: is a shell variable there not set?")
 
 
 def _hyphenate(option: str) -> str:

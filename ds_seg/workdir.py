@@ -50,7 +50,7 @@ def find_resume_point(run: RunConfig) -> Path | None:
         CheckpointError: `--resume TAG` names no whole checkpoint, or `--resume auto` finds damaged ones only.
         UserError: the work dir can't be written.
     """
-    _on_main(run.work_dir, lambda: validate_output_folder("--work-dir", run.work_dir))
+    _on_main(run.work_dir, lambda: _validate_work_dir(run.work_dir))
     if not run.resume:
         return None
     _on_main(run.work_dir, lambda: drop_leftovers(run.work_dir))
@@ -61,6 +61,16 @@ def find_resume_point(run: RunConfig) -> Path | None:
         elif changes := describe_changes(resume_from, run):
             print(changes, flush=True)
     return resume_from
+
+
+def _validate_work_dir(work_dir: Path) -> None:
+    try:
+        os.fsencode(work_dir).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--work-dir {work_dir} is not UTF-8, and torch could not load a checkpoint from there. Choose another."
+        ) from error
+    validate_output_folder("--work-dir", work_dir)
 
 
 def open_work_dir(run: RunConfig, state: TrainingState, resume_from: Path | None) -> Path | None:

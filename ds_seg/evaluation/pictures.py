@@ -134,7 +134,11 @@ def load_rgb(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         DataError: the file is missing or no image.
     """
-    image_bgr_HW3 = cv2.imread(os.fspath(path), cv2.IMREAD_COLOR)
+    try:
+        content = np.fromfile(path, np.uint8)  # cv2.imread crashes on names that are not UTF-8
+        image_bgr_HW3 = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    except (OSError, cv2.error):
+        image_bgr_HW3 = None
     if image_bgr_HW3 is None:
         raise DataError(f"{os.fspath(path)} can't be read as an image. Check that it exists and opens in a viewer.")
     return cv2.cvtColor(image_bgr_HW3, cv2.COLOR_BGR2RGB)

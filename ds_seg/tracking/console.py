@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,12 +17,16 @@ _LINE_EVERY_S = 15.0
 class LastingStream:
     """Standard output or error that a run outlives: what a full disk or a closed terminal does not take is dropped.
 
+    Characters that its encoding lacks, as in names of files that are not UTF-8, are written as escapes.
+
     Args:
         stream: what is written to.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         """Write, if that is possible."""

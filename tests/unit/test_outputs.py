@@ -14,7 +14,7 @@ from disks import read_only
 from ds_seg import distributed
 from ds_seg.commands import add_commands
 from ds_seg.errors import UserError
-from ds_seg.files import validate_output_file, validate_output_folder, writing
+from ds_seg.files import validate_output_file, validate_output_folder, write_text_atomic, writing
 
 
 def run(*arguments):
@@ -59,6 +59,11 @@ def test_a_folder_that_can_not_be_written(tmp_path):
         validate_output_file("--out", tmp_path / "new" / "a.json")
 
 
+def test_a_name_that_is_not_utf8_is_written_as_an_escape(tmp_path):
+    write_text_atomic(tmp_path / "a.py", f"data_root = '{os.fsdecode(bytes([233]))}'")
+    assert (tmp_path / "a.py").read_text() == r"data_root = '\udce9'"
+
+
 def test_a_disk_that_refuses_while_it_is_written(tmp_path):
     wanted = r"--out .*a\.json can't be written: .*No space left.* or make room there"
     with pytest.raises(UserError, match=wanted), writing("--out", tmp_path / "a.json"):
@@ -85,6 +90,14 @@ def test_commands_refuse_before_they_work(alone, tmp_path, arguments, message):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=message):
         run(*(argument.format(folder=tmp_path, file=tmp_path / "file") for argument in arguments))
+
+
+@pytest.mark.parametrize("arguments", [["--resume", ""], ["--resume="], ["--work-dir", " "]])
+def test_an_empty_argument_is_refused(arguments):
+    command = [sys.executable, "-m", "ds_seg", "train", "demo", *arguments]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "is empty: is a shell variable there not set?" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["doctor", "predict"])

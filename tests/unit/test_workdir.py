@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from ds_seg import workdir
@@ -132,3 +134,8 @@ def test_a_work_dir_that_cannot_be_written(tmp_path):
         workdir.open_work_dir(run_in(tmp_path / "file" / "run"), TrainingState(), None)
     with pytest.raises(UserError, match=r"--work-dir: .*file is a file, and a folder is wanted there\. Choose another"):
         workdir.find_resume_point(run_in(tmp_path / "file" / "run"))
+
+
+def test_a_work_dir_that_torch_could_not_load_from_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is not UTF-8, and torch could not load a checkpoint from there"):
+        workdir.find_resume_point(run_in(tmp_path / os.fsdecode(b"\xe9")))

@@ -250,6 +250,23 @@ def test_an_override_without_a_value_is_refused(pair):
         parse_overrides([pair])
 
 
+@pytest.mark.parametrize("value", ["dict(type='X')", "dict(type='X', b=1)", "[dict(a=1, b=2)]", "{'b': 1, 'c': 2}"])
+def test_an_override_with_a_dict_names_the_way_out(value):
+    with pytest.raises(ConfigError, match=r"a value can't be a dict\. Set its keys one by one"):
+        parse_overrides([f"model.decode_head.loss_decode={value}"])
+
+
+@pytest.mark.parametrize("value", ["[1,2", "1,2]", "(1,2", "[(1,2]"])
+def test_an_override_with_a_bracket_too_few_is_refused(value):
+    with pytest.raises(ConfigError, match=r"--cfg-options a=.*: its brackets don't match"):
+        parse_overrides([f"a={value}"])
+
+
+def test_overrides_with_lists_and_tuples():
+    parsed = parse_overrides(["a.b=[(1,2),3]", "c=1,x", "d=f(1)", "e="])
+    assert parsed == {"a.b": [(1, 2), 3], "c": [1, "x"], "d": "f(1)", "e": ""}
+
+
 def test_overrides_that_do_not_fit_the_file():
     with pytest.raises(ConfigError, match="don't fit"):
         build_with("data.train.pipeline.99.type=Resize")

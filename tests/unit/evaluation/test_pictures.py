@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -94,6 +96,15 @@ def test_a_picture_comes_back_as_it_was(tmp_path):
 def test_a_missing_image_is_named(tmp_path):
     with pytest.raises(DataError, match=r"missing\.jpg can't be read as an image"):
         load_rgb(tmp_path / "missing.jpg")
+
+
+def test_an_image_whose_name_is_not_utf8_is_read_and_an_empty_one_named(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xe9.png")  # what ended the process in cv2.imread
+    save_picture(np.full((2, 3, 3), 7, np.uint8), path)
+    assert load_rgb(path).tolist() == np.full((2, 3, 3), 7).tolist()
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="can't be read as an image"):
+        load_rgb(path)
 
 
 def test_images_of_one_name_in_two_folders_have_pictures_of_their_own():

@@ -120,3 +120,9 @@ def test_what_a_stream_takes_it_gets():
     stream = io.StringIO()
     print("text", file=LastingStream(stream), flush=True)
     assert stream.getvalue() == "text\n"
+
+
+def test_a_character_that_the_stream_can_not_encode_is_escaped():
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii", "strict")
+    print("\udce9 é", file=LastingStream(stream), flush=True)
+    assert stream.buffer.getvalue() == rb"\udce9 \xe9" + b"\n"
