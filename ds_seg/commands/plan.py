@@ -148,7 +148,7 @@ def _print_start(args: argparse.Namespace, planner: Planner, chosen: Candidate) 
         print(
             f"note: a batch of {own} can't be spread over {chosen.batch.gpus} GPUs. This is one of "
             f"{chosen.batch.images} with {chosen.batch.max_steps} steps in place of {planner.run.schedule.max_steps}, "
-            "as many crops in all; the learning rate is the config's."
+            "as many crops in all and in warm-up; the learning rate is the config's."
         )
     each = -(-chosen.batch.gpus // chosen.hardware.nodes)
     nodes, where = "", ""

@@ -175,6 +175,7 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
     auto_sizes = find_auto_sizes(deepspeed.get("zero_optimization"), faults)
     ignored = find_ignored(dict(config.items())) | ignored_json | ignored_loggers | ignored_hooks
     optimizer = read_optimizer(config.optimizer, int(config.model.backbone.get("depth", 48)), faults)
+    schedule = read_schedule(config.get("lr_config"), config.runner, optimizer.lr, faults)
     run = RunConfig(
         name=path.stem,
         mmseg=config,
@@ -186,7 +187,7 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
         micro_batch=batches.micro_batch,
         accumulation_steps=batches.accumulation_steps,
         optimizer=optimizer,
-        schedule=read_schedule(config.get("lr_config"), config.runner, optimizer.lr, faults),
+        schedule=schedule,
         clip_norm=clip_norm,
         max_skipped_steps=faults.integer("max_skipped_steps", config, 5, minimum=1),
         max_rollbacks=_read_max_rollbacks(options, config, faults),
@@ -199,7 +200,7 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
         resume=options.resume or _read_resume(config, faults),
         max_time_s=read_max_time(options.max_time, faults),
         watchdog_timeout_s=read_watchdog_timeout(options.watchdog_timeout_s, faults),
-        notes=(*_note_ignored(ignored), *batches.notes),
+        notes=(*_note_ignored(ignored), *batches.notes, *_note_warm_up(schedule)),
         **switches,
         **_read_intervals(config, faults),
     )
@@ -218,6 +219,15 @@ def _require_sections(config: Config, faults: Faults) -> None:
 
 def _note_ignored(reasons: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(f"config key '{key}' has no effect: {why}" for key, why in reasons.items())
+
+
+def _note_warm_up(schedule: ScheduleSettings) -> tuple[str, ...]:
+    if schedule.warmup_steps < schedule.max_steps:
+        return ()
+    return (
+        f"lr_config.warmup_iters={schedule.warmup_steps} is no less than the run's {schedule.max_steps} steps: the "
+        "learning rate never reaches optimizer.lr. Set lr_config.warmup_iters to a small part of them.",
+    )
 
 
 def _read_seed(options: RunOptions, config: Config, faults: Faults) -> int:

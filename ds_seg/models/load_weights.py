@@ -297,19 +297,13 @@ def _find_unexplained(
         unused_patterns += ["norm.*", "layernorm.*"]
     absent = [name for name in missing if not any(fnmatchcase(name, pattern) for pattern in missing_patterns)]
     unknown = [name for name in ignored if not translation.is_expected_leftover(name, unused_patterns)]
+    remedy = "check depth, qkv_bias, qk_normalization, init_values and output_norm in model.backbone"
     faults = []
     if absent:
-        faults.append(
-            f"the backbone has {len(absent)} parameters that the file lacks ({summarise_names(absent)}); check depth, "
-            "qkv_bias, qk_normalization, init_values and output_norm in model.backbone, or name them as "
-            "expected_missing"
-        )
+        faults.append(f"the backbone has {len(absent)} parameters that the file lacks ({summarise_names(absent)})")
     if unknown:
-        faults.append(
-            f"the file has {len(unknown)} tensors that the backbone lacks ({summarise_names(unknown)}); check the same "
-            "settings, or name them as expected_unexpected"
-        )
-    return faults
+        faults.append(f"the file has {len(unknown)} tensors that the backbone lacks ({summarise_names(unknown)})")
+    return [f"{fault}; {remedy}" for fault in faults]
 
 
 def _find_differences(wanted: Shapes, got: Shapes) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,26 +27,30 @@ def build_train_arguments(run: RunConfig, config: str, cfg_options: Sequence[str
         cfg_options: `--cfg-options` as they were given.
         candidate: the plan.
     """
-    batch, backbone = candidate.batch, run.model.backbone
-    options = list(cfg_options)
+    batch, schedule = candidate.batch, run.schedule
+    options = dict(option.split("=", 1) for option in cfg_options)
     if batch.micro_batch != run.micro_batch:
-        options.append(f"data.samples_per_gpu={batch.micro_batch}")
+        options["data.samples_per_gpu"] = f"{batch.micro_batch}"
     cumulative = (run.mmseg.get("optimizer_config") or {}).get("cumulative_iters")
     if cumulative not in (None, batch.accumulation_steps):
-        options.append(f"optimizer_config.cumulative_iters={batch.accumulation_steps}")
+        options["optimizer_config.cumulative_iters"] = f"{batch.accumulation_steps}"
     following = batch.gpus * batch.micro_batch * (1 if cumulative is None else batch.accumulation_steps)
     if run.mmseg.get("global_batch", following) != batch.images:
-        options.append(f"global_batch={batch.images}")
-    if batch.max_steps != run.schedule.max_steps:
-        options.append(f"runner.max_iters={batch.max_steps}")
-    if candidate.checkpointing != backbone.get("checkpointing") and candidate.states.zero.get("stage") == 3:
-        options += _change_policy(backbone, candidate.checkpointing)
-    return [config, *(["--cfg-options", *options] if options else [])]
+        options["global_batch"] = f"{batch.images}"
+    if batch.max_steps != schedule.max_steps:
+        options["runner.max_iters"] = f"{batch.max_steps}"
+        if schedule.warmup_steps:
+            options["lr_config.warmup_iters"] = (
+                f"{math.ceil(schedule.warmup_steps * batch.max_steps / schedule.max_steps)}"
+            )
+    if candidate.checkpointing != run.model.backbone.get("checkpointing") and candidate.states.zero.get("stage") == 3:
+        options |= _change_policy(run.model.backbone, candidate.checkpointing)
+    return [config, *(["--cfg-options", *map("=".join, options.items())] if options else [])]
 
 
-def _change_policy(backbone: Any, policy: str) -> list[str]:
+def _change_policy(backbone: Any, policy: str) -> dict[str, str]:
     """InternVL's flag is turned with it, since the two must not contradict each other."""
-    options = [f"model.backbone.checkpointing={policy}"]
+    options = {"model.backbone.checkpointing": policy}
     if backbone.get("with_cp") is not None and backbone["with_cp"] == (policy == "none"):
-        options.append(f"model.backbone.with_cp={policy != 'none'}")
+        options["model.backbone.with_cp"] = f"{policy != 'none'}"
     return options

@@ -56,6 +56,12 @@ def test_samples_per_gpu_is_the_most_a_process_takes_at_once():
         assert run.notes == (f"{wanted[0]} crops at once, {share}",)
 
 
+def test_a_warm_up_that_the_run_does_not_outlast_is_told_of():
+    (note,) = build_with("lr_config.warmup_iters=100", "runner.max_iters=100").notes
+    assert "lr_config.warmup_iters=100 is no less than the run's 100 steps" in note
+    assert not build_with("lr_config.warmup_iters=99", "runner.max_iters=100").notes
+
+
 def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
     pairs = ["global_batch=None", "data.samples_per_gpu=4", "optimizer_config.cumulative_iters=2"]
     found = {}

@@ -238,8 +238,11 @@ def test_pyramid_may_be_absent_but_not_half(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"depth": 3}, r"13 parameters that the file lacks \(blocks\.N\..*check depth.*expected_missing"),
-        ({"depth": 1, "out_indices": [0]}, r"13 tensors that the backbone lacks \(blocks\.N\..*expected_unexpected"),
+        ({"depth": 3}, r"13 parameters that the file lacks \(blocks\.N\..*check depth.*output_norm in model.backbone"),
+        (
+            {"depth": 1, "out_indices": [0]},
+            r"13 tensors that the backbone lacks \(blocks\.N\..*check depth.*output_norm in model.backbone",
+        ),
         ({"qkv_bias": True}, r"2 parameters that the file lacks \(blocks\.N\.attn\.qkv\.bias \(x2\)\)"),
         ({"qk_normalization": False}, r"4 tensors that the backbone lacks .*q_norm"),
         ({"output_norm": True}, r"1 parameters that the file lacks \(norm\.weight\)"),

@@ -121,7 +121,10 @@ def test_a_gpu_that_nothing_fits_on_is_named(ds_seg_plan):
 def test_without_gpus_three_worlds_are_planned(ds_seg_plan):
     code, out = ds_seg_plan()
     assert code == 0 and all(f"\n{count} GPU" in out for count in (1, 8, 64))
-    assert "a batch of 16 can't be spread over 64 GPUs" in out and "global_batch=64 runner.max_iters=20000" in out
+    assert (
+        "a batch of 16 can't be spread over 64 GPUs" in out
+        and "global_batch=64 runner.max_iters=20000 lr_config.warmup_iters=375" in out
+    )
 
 
 @pytest.mark.parametrize("global_batch", [None, 8])
@@ -140,6 +143,7 @@ def test_the_printed_command_starts_what_was_planned_of_a_config_that_accumulate
     run = build_run_config(run_options(args), 2)
     assert run.global_batch == planned["global_batch"] and run.micro_batch == planned["micro_batch"]
     assert run.accumulation_steps == 1
+    assert all(command.count(option.partition("=")[0]) == 1 for option in options)
 
 
 def test_a_sweep_draws_and_names_where_communication_takes_over(ds_seg_plan, tmp_path):
