@@ -1,5 +1,6 @@
 """A run is stopped in the worst moments, by every launcher's death and by the clock, and goes on as if nothing was."""
 
+import contextlib
 import json
 import re
 import signal
@@ -105,8 +106,12 @@ def test_ranks_end_with_a_launcher_that_is_killed_while_they_start(cli, tiny_con
 
 
 def find_ranks(pid):
-    """The processes below a launcher that are ranks."""
-    return [child for child in psutil.Process(pid).children(recursive=True) if "LOCAL_RANK" in child.environ()]
+    """The processes below a launcher that are ranks; others come and go while it starts."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child] if "LOCAL_RANK" in child.environ() else []
+    return found
 
 
 def test_a_hung_data_worker_ends_the_run_with_its_stacks_and_leaves_no_process(cli, hanging, tmp_path):
