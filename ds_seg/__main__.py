@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import signal
 import sys
 import time
 import warnings
@@ -102,6 +103,7 @@ def _fail(code: int, message: str) -> NoReturn:
     """Print the message on one rank and end every rank with this code."""
     from ds_seg import distributed
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is near and its code is settled
     if distributed.claim_failure_report():
         print(message, file=sys.stderr, flush=True)
         distributed.end_all_ranks(code)

@@ -67,6 +67,11 @@ def name_some(names: Sequence[object], most: int) -> str:
     return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
 
 
+def count(number: int, noun: str) -> str:
+    """A number and its noun: `1 process`, `2 micro-batches`."""
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith(("s", "ch")) else "s")
+
+
 def describe_fault(error: Exception, rank: int) -> str:
     """What a rank prints of a failure that nobody foresaw: its traceback, but for a data worker that was killed."""
     text = str(error).strip()

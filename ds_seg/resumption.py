@@ -14,6 +14,7 @@ from ds_seg.checkpoint.description import read_trained_dtype
 from ds_seg.checkpoint.store import find_checkpoint, list_checkpoints, resolve_weights
 from ds_seg.checkpoint.training_state import read_state
 from ds_seg.config import RunConfig, RunOptions, build_run_config
+from ds_seg.config.batches import describe_batch
 from ds_seg.errors import CheckpointError
 
 
@@ -35,8 +36,8 @@ def resolve_run(options: RunOptions) -> RunConfig:
         return run
     if saved["global_batch"] != run.global_batch and run.mmseg.get("global_batch") is None:
         run = build_run_config(dataclasses.replace(options, global_batch=saved["global_batch"]), run.world_size)
-    then = _describe_batch(saved["world_size"], saved["micro_batch"], saved["global_batch"])
-    now = _describe_batch(run.world_size, run.micro_batch, run.global_batch)
+    then = describe_batch(saved["global_batch"], saved["micro_batch"], saved["world_size"])
+    now = describe_batch(run.global_batch, run.micro_batch, run.world_size)
     if then == now:
         return run
     note = (
@@ -85,8 +86,3 @@ def _read_saved(run: RunConfig) -> dict[str, Any] | None:
         with contextlib.suppress(CheckpointError):
             return read_state(folder)
     return None
-
-
-def _describe_batch(world_size: int, micro_batch: int, global_batch: int) -> str:
-    steps = global_batch // (world_size * micro_batch)
-    return f"{global_batch} = {micro_batch} crops x {steps} micro-batches x {world_size} processes"

@@ -151,9 +151,10 @@ def validate_same_run(
     }
     differing = [f"{key}: {content[key]} there, {value} here" for key, value in wanted.items() if content[key] != value]
     if differing:
+        averages = " (averaged: an EMAHook in custom_hooks)" if content["averaged"] != averaged else ""
         raise CheckpointError(
             f"Checkpoint {folder} can't be resumed exactly by this run: {'; '.join(differing)}. Resume with the same "
-            "values (averaged: an EMAHook in custom_hooks), or start a new run from its weights with --load-from."
+            f"values{averages}, or start a new run from its weights with --load-from."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -188,13 +189,20 @@ def _name_gpus(hardware: Hardware) -> str:
 def _read_worlds(args: argparse.Namespace) -> list[int]:
     for name in ("gpus", "gpu_memory", "host_memory", "nodes", "interconnect_gbps", "peak_tflops"):
         value = getattr(args, name)
-        if value is not None and not value > 0:
-            raise UserError(f"--{name.replace('_', '-')}: got {value:g}, want more than 0.")
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')}: got {value:g}, want more than 0, and less than infinity.")
     if args.nodes and args.gpus and args.gpus % args.nodes:
         raise UserError(f"--nodes: {args.gpus} GPUs can't be spread evenly over {args.nodes} nodes.")
-    if args.sweep and args.nodes:
-        raise UserError("--nodes: a sweep has up to 8 GPUs on each node. Leave it out, or plan one --gpus at a time.")
+    if args.chart and not args.sweep:
+        raise UserError("--chart: only a --sweep is drawn. Add --sweep 1,8,64, or leave it out.")
     if args.sweep:
+        if args.nodes:
+            raise UserError(
+                "--nodes: a sweep has up to 8 GPUs on each node. Leave it out, or plan one --gpus at a time."
+            )
+        if args.gpus or args.out:
+            option = "--gpus" if args.gpus else "--out"
+            raise UserError(f"{option}: a sweep is over its own numbers of GPUs, and writes no JSON. Leave one out.")
         parts = args.sweep.split(",")
         if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
             raise UserError(f"--sweep: got '{args.sweep}', want numbers of GPUs such as 1,8,64,512.")

@@ -139,7 +139,8 @@ def train(run: RunConfig) -> None:
         enter_phase("building the engines and loading weights", patience=SLOW)
         engines = build_engines(run, training=True, weights=weights, log=distributed.print_on_main)
         ema = WeightAverages(engines, run.ema) if run.ema else None
-        enter_phase("resuming", patience=SLOW)
+        if resume_from:
+            enter_phase("resuming", patience=SLOW)
         state = resume_training(resume_from, engines, run, ema, verified=True) if resume_from else TrainingState()
         state.note_train_images(len(train_set))
         own_checkpoint = open_work_dir(run, state, resume_from)
@@ -180,6 +181,7 @@ def _open_tracker(run: RunConfig, step: int, val_set: Any) -> Iterator[Tracker]:
 def _describe_start(run: RunConfig, engines: Engines, state: TrainingState, tracker: Tracker, *, random: bool) -> None:
     import torch
 
+    from ds_seg.config.batches import describe_batch
     from ds_seg.engine.groups import format_groups
     from ds_seg.summary import describe_backbone, describe_heads
 
@@ -206,8 +208,8 @@ def _describe_start(run: RunConfig, engines: Engines, state: TrainingState, trac
     if torch.are_deterministic_algorithms_enabled():
         tracker.info("deterministic algorithms only (--deterministic): slower on GPUs")
     tracker.info(
-        f"steps {state.step} to {run.schedule.max_steps}, global batch {run.global_batch} = {run.micro_batch} crops x "
-        f"{run.accumulation_steps} micro-batches x {run.world_size} processes, seed {run.seed}; work dir {run.work_dir}"
+        f"steps {state.step} to {run.schedule.max_steps}, global batch "
+        f"{describe_batch(run.global_batch, run.micro_batch, run.world_size)}, seed {run.seed}; work dir {run.work_dir}"
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ds_seg.config.faults import Faults
+from ds_seg.errors import count
 
 
 class Batches(NamedTuple):
@@ -17,6 +18,12 @@ class Batches(NamedTuple):
     """Micro-batches a step."""
     notes: tuple[str, ...] = ()
     """Lines for the log."""
+
+
+def describe_batch(global_batch: int, micro_batch: int, world_size: int) -> str:
+    """How a step's crops are shared, in words."""
+    micro_batches = count(global_batch // (world_size * micro_batch), "micro-batch")
+    return f"{global_batch} = {count(micro_batch, 'crop')} x {micro_batches} x {count(world_size, 'process')}"
 
 
 def resolve_batches(

@@ -6,6 +6,7 @@ touched, and the system takes them back when the file is closed. One file is ope
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pickle
@@ -33,6 +34,7 @@ _UNREADABLE = (
     *(LookupError, AttributeError, TypeError, AssertionError, struct.error),
 )
 """What the readers raise of a file of another kind: torch's unpickler takes any bytes for instructions."""
+_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,21 @@ class WeightFiles:
         try:
             self._opened = _SafetensorsFile(file) if file.suffix == ".safetensors" else _TorchFile(file)
         except _UNREADABLE as error:
+            _refuse_pointer(file)
             raise WeightsError(
                 f"Weight file {file} can't be read ({type(error).__name__}: {str(error).partition('. ')[0]}). "
                 "It is damaged, cut short, no weight file, or holds more than tensors: download or copy it again and "
                 "compare sizes, or save its state dict alone."
             ) from error
         return self._opened
+
+
+def _refuse_pointer(file: Path) -> None:
+    with contextlib.suppress(OSError), file.open("rb") as opened:
+        if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise WeightsError(
+                f"Weight file {file} is a Git LFS pointer, not the weights: run `git lfs pull` where it was cloned."
+            )
 
 
 def is_weight_path(path: Path) -> bool:

@@ -43,14 +43,14 @@ def compute_scaling(planner: Planner, hardware: Hardware, worlds: Sequence[int])
 
 
 def find_bound(rows: Sequence[ScalingRow]) -> str:
-    """From which number of GPUs on communication takes longer than computation, in words."""
+    """From which number of GPUs on nothing takes longer than communication, in words."""
     names = {"kept": "as recommended", "twice": "gathering twice", "hpz": "gathering twice with hpZ"}
     words = []
     for name, label in names.items():
         bound = [
             candidate.batch.gpus
             for candidate in (getattr(row, name) for row in rows)
-            if candidate.time.communication_s > candidate.time.compute_s
+            if candidate.time.is_communication_bound
         ]
         words.append(f"{label} {f'from {min(bound)} GPUs on' if bound else 'nowhere here'}")
     return f"communication-bound: {', '.join(words)}"
@@ -108,4 +108,4 @@ def draw_scaling(rows: Sequence[ScalingRow], path: Path, title: str) -> None:
         axes.legend(fontsize=8)
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")

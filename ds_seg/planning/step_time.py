@@ -39,6 +39,11 @@ class StepTime:
         return max(self.compute_s, self.communication_s, self.offload_s, self.host_s)
 
     @property
+    def is_communication_bound(self) -> bool:
+        """Whether nothing that overlaps with communication takes longer."""
+        return self.communication_s == self._overlapped_s
+
+    @property
     def bound(self) -> str:
         """What holds the step back, in words."""
         if self.optimizer_s > self._overlapped_s:
@@ -47,7 +52,7 @@ class StepTime:
             return f"PCIe: gradients move for {self.offload_s / self.compute_s:.1f} times as long as computation takes"
         if self.host_s == self._overlapped_s:
             return f"Python: hooks and launches take {self.host_s / self.compute_s:.1f} times as long as computation"
-        if self.communication_s > self.compute_s:
+        if self.is_communication_bound:
             return f"communication: it takes {self.communication_s / self.compute_s:.1f} times as long as computation"
         return f"computation: communication takes {self.communication_s / self.compute_s:.0%} of its time"
 

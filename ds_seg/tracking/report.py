@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from ds_seg.errors import count
 from ds_seg.files import write_text_atomic
 from ds_seg.tracking.curves import Rows, draw_curves, draw_loss_png
 from ds_seg.tracking.metrics_log import read_metrics
@@ -33,6 +34,7 @@ h1 { font-size: 26px; margin: 0; } h2 { font-size: 18px; margin: 36px 0 12px; }
 .grid { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }
 .tiles { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(165px, 1fr)); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
+details.card { margin-top: 14px; }
 .tile b { display: block; font-size: 21px; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .tile span, figcaption { color: var(--soft); font-size: 13px; }
 figure { margin: 0 0 14px; } img { width: 100%; height: auto; display: block; }
@@ -88,7 +90,7 @@ def _head(folder: Path, summary: Mapping[str, Any]) -> str:
     kind = "status" if status == "completed" else "status other"
     sharding = ""
     if summary:
-        sharding = f"{summary['world_size']} processes, ZeRO stage {summary['zero_stage']}, global batch "
+        sharding = f"{count(summary['world_size'], 'process')}, ZeRO stage {summary['zero_stage']}, global batch "
         sharding = f'<p class="sub">{escape(sharding + str(summary["global_batch"]))}</p>'
     return f'<h1>{escape(folder.resolve().name)}<span class="{kind}">{escape(status)}</span></h1>{sharding}'
 
@@ -157,7 +159,7 @@ def _file(path: Path) -> str:
     if not path.exists():
         return ""
     text = escape(path.read_text(encoding="utf-8"))
-    return f'<h2></h2><details class="card"><summary>{path.name}</summary><pre>{text}</pre></details>'
+    return f'<details class="card"><summary>{path.name}</summary><pre>{text}</pre></details>'
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -66,8 +66,7 @@ def test_the_global_batch_of_the_first_start_is_kept_and_said(seen):
     assert [seen[name][0]["stopped"] for name, *_ in STARTS] == [True, True, False]
     assert seen["two"][0]["notes"] == []
     (note,) = seen["one"][0]["notes"]
-    assert "global batch of 4 = 2 crops x 2 micro-batches x 1 processes; the checkpoint's was 4 = 2 crops x 1" in note
+    assert "global batch of 4 = 2 crops x 2 micro-batches x 1 process; the checkpoint's was 4 = 2 crops x 1" in note
     assert any(
-        "4 = 1 crops x 1 micro-batches x 4 processes; the checkpoint's was 4" in note
-        for note in seen["four"][0]["notes"]
+        "4 = 1 crop x 1 micro-batch x 4 processes; the checkpoint's was 4" in note for note in seen["four"][0]["notes"]
     )

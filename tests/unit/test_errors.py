@@ -6,7 +6,7 @@ import signal
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from ds_seg.errors import describe_fault, name_some
+from ds_seg.errors import count, describe_fault, name_some
 
 
 class KillsItsWorker(Dataset):
@@ -38,3 +38,10 @@ def test_any_other_failure_is_told_with_its_traceback():
 
 def test_more_names_than_a_message_has_room_for():
     assert name_some(["a", "b"], 2) == "a, b" and name_some((7, 8, 9), 2) == "7, 8, ..."
+
+
+def test_one_is_not_counted_in_the_plural():
+    assert [count(1, "process"), count(2, "process"), count(1, "micro-batch"), count(0, "micro-batch")] == [
+        *("1 process", "2 processes", "1 micro-batch", "0 micro-batches")
+    ]
+    assert count(3, "crop") == "3 crops"

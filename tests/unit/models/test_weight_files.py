@@ -137,6 +137,13 @@ def test_files_of_another_kind(tmp_path, content):
         WeightFiles(tmp_path / "train.txt")
 
 
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_a_pointer_to_weights_that_git_did_not_fetch(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(WeightsError, match="is a Git LFS pointer, not the weights: run `git lfs pull`"):
+        WeightFiles(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "old.pth"])
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.95])
 def test_truncated_files(tmp_path, name, keep):

@@ -147,9 +147,9 @@ def test_the_printed_command_starts_what_was_planned_of_a_config_that_accumulate
 
 
 def test_a_sweep_draws_and_names_where_communication_takes_over(ds_seg_plan, tmp_path):
-    code, out = ds_seg_plan("--sweep", "8,256", "--chart", "chart.png")
-    assert code == 0 and "communication-bound: as recommended from 256 GPUs on" in out
-    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    code, out = ds_seg_plan("--sweep", "8,512", "--chart", "chart")
+    assert code == 0 and "communication-bound: as recommended from 512 GPUs on" in out
+    assert (tmp_path / "chart").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -158,6 +158,10 @@ def test_a_sweep_draws_and_names_where_communication_takes_over(ds_seg_plan, tmp
         (("--gpus", "0"), "--gpus: got 0, want more than 0"),
         (("--sweep", "1,x"), "--sweep: got '1,x', want numbers of GPUs"),
         (("--sweep", "8,64", "--nodes", "8"), "--nodes: a sweep has up to 8 GPUs on each node"),
+        (("--gpu-memory", "inf"), "--gpu-memory: got inf, want more than 0, and less than infinity"),
+        (("--sweep", "8,64", "--gpus", "8"), "--gpus: a sweep is over its own numbers of GPUs"),
+        (("--sweep", "8,64", "--out", "x.json"), "--out: a sweep is over its own numbers of GPUs"),
+        (("--gpus", "8", "--chart", "x.png"), "--chart: only a --sweep is drawn"),
         (("--gpus", "8", "--nodes", "3"), "--nodes: 8 GPUs can't be spread evenly over 3 nodes"),
         (("--out", "x.json"), "--out: one file for plans of 3 numbers of GPUs"),
     ],

@@ -63,6 +63,7 @@ def test_a_finished_run_has_every_section_and_links_to_nothing_outside(work_dir)
 
     sections = ["Curves", "IoU by class", "Predictions", "Backbone", "Decode head", "Environment"]
     assert [section for section in sections if f"<h2>{section}</h2>" not in page] == []
+    assert "<h2></h2>" not in page
     assert page.count("data:image/svg+xml") == 6
     assert page.count("data:image/jpeg") == 12
     assert "and 2 more in predictions/" in page
