@@ -59,5 +59,6 @@ def resolve_batches(
     steps = share // micro_batch
     if kept is None and cumulative_iters not in (None, steps):
         faults.add("optimizer_config.cumulative_iters", f"got {cumulative_iters}, but global_batch makes it {steps}.")
-    note = f"{micro_batch} crops at once, not data.samples_per_gpu={most}: a process has {share} of the {global_batch}"
+    at_once = f"{count(micro_batch, 'crop')} at once, not data.samples_per_gpu={most}"
+    note = f"{at_once}: a process has {share} of the {global_batch}"
     return Batches(micro_batch, steps, () if micro_batch == most else (note,))

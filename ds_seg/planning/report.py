@@ -7,6 +7,7 @@ from typing import Any
 
 from prettytable import PrettyTable
 
+from ds_seg.errors import count
 from ds_seg.planning.candidates import Candidate
 from ds_seg.planning.flops import compute_forward_flops
 from ds_seg.planning.hardware import GIB
@@ -63,8 +64,8 @@ def describe_choice(candidate: Candidate) -> str:
         part = f"{offloaded:.0%} " if offloaded < 1 else ""
         place = f"{part}in host memory" + ("" if candidate.states.pin_memory else ", not pinned")
     return (
-        f"{batch.micro_batch} crops at once x {batch.accumulation_steps} x {batch.gpus} GPUs, checkpointing "
-        f"'{candidate.checkpointing}', optimizer {place}"
+        f"{count(batch.micro_batch, 'crop')} x {count(batch.accumulation_steps, 'micro-batch')} x "
+        f"{count(batch.gpus, 'GPU')}, checkpointing '{candidate.checkpointing}', optimizer {place}"
     )
 
 

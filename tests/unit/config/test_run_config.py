@@ -6,7 +6,7 @@ from ds_seg.config import CONFIGS_ROOT, RunOptions, build_run_config
 from ds_seg.config.deepspeed_json import suit_device
 from ds_seg.config.head_fields import predicting_head
 from ds_seg.config.overrides import parse_overrides
-from ds_seg.errors import ConfigError
+from ds_seg.errors import ConfigError, count
 
 RUNS = sorted(path.stem for path in (CONFIGS_ROOT / "runs").glob("*.py"))
 
@@ -53,7 +53,7 @@ def test_samples_per_gpu_is_the_most_a_process_takes_at_once():
         assert (run.micro_batch, run.accumulation_steps) == wanted and run.global_batch == 8
         assert run.deepspeed["train_micro_batch_size_per_gpu"] == run.micro_batch
         share = f"not data.samples_per_gpu={most}: a process has {8 // world_size} of the 8"
-        assert run.notes == (f"{wanted[0]} crops at once, {share}",)
+        assert run.notes == (f"{count(wanted[0], 'crop')} at once, {share}",)
 
 
 def test_a_warm_up_that_the_run_does_not_outlast_is_told_of():
