@@ -74,7 +74,7 @@ class DataWait:
         wanted = self._workers_wanted(share)
         if wanted > self._workers:
             return f"try data.workers_per_gpu={wanted}, now {self._workers}"
-        return f"{self._workers} workers a process use all cores: faster storage or smaller images"
+        return "no core is left for more workers: faster storage or smaller images"
 
     def _long_remedy(self) -> str:
         wanted = self._workers_wanted(self.recent_share)

@@ -38,7 +38,7 @@ def test_as_many_workers_are_wanted_as_would_keep_up_as_far_as_cores_go(share, o
 
 def test_where_all_cores_have_a_worker_more_of_them_are_no_remedy():
     wait = waiting(0.23, cores=2)
-    assert wait.describe() == "data wait 23%: 2 workers a process use all cores: faster storage or smaller images"
+    assert wait.describe() == "data wait 23%: no core is left for more workers: faster storage or smaller images"
     assert "More workers would have no core: copy the dataset to a local disk" in wait.explain()
 
 
