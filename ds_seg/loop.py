@@ -92,6 +92,8 @@ class TrainingLoop:
             DataError: more samples could not be read than the run may replace.
         """
         self._train_step.scheduled_steps = self.state.scheduled_steps
+        if not self._is_saved():  # after a rollback the same step comes again, from other data
+            self._saved = None
         self._data_wait.start()
         with contextlib.closing(stop.Leavable(loader)) as batches:
             try:
@@ -203,13 +205,19 @@ class TrainingLoop:
         }
 
     def _evaluate_and_save(self) -> None:
+        """Save before the evaluation, so that nothing that goes wrong there costs a step, and amend it with the result.
+
+        Until then the checkpoint says that the evaluation is due, and a run resumed from it makes it first.
+        """
         self._saver.poll()
-        improved = False
+        saving, improved = self._is_due(self.run.checkpoint_interval_steps), False
         if self._is_due(self.run.eval_interval_steps):
-            self.state.evaluation_due = True  # until it is done: one that is stopped is made again after the resume
+            self.state.evaluation_due = True
+            if saving and not self._is_saved():
+                self._save()
             improved = self._evaluate()
             self.state.evaluation_due = False
-        if improved or self._is_due(self.run.checkpoint_interval_steps):
+        if improved or saving:
             self._save()
 
     def _evaluate(self) -> bool:
@@ -229,8 +237,13 @@ class TrainingLoop:
     def _save(self) -> Path:
         if self._saved is None or self._saved_state != self.state:
             enter_phase(f"saving after step {self.state.step}", patience=SLOW)
-            self._saved, self._saved_state = self._saver.save(self.state), copy.deepcopy(self.state)
+            if self._saved is None or not (self._is_saved() and self._saver.amend(self.state)):
+                self._saved = self._saver.save(self.state)
+            self._saved_state = copy.deepcopy(self.state)
         return self._saved
+
+    def _is_saved(self) -> bool:
+        return self._saved is not None and self._saved_state.step == self.state.step
 
     def _stop(self) -> str:
         folder = self._save()

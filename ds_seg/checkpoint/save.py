@@ -15,7 +15,7 @@ from ds_seg.checkpoint.config_record import digest_config
 from ds_seg.checkpoint.contents import collect_files, count_bytes
 from ds_seg.checkpoint.host_copies import HostCopies, find_lack_of_memory
 from ds_seg.checkpoint.manifest import FileEntry
-from ds_seg.checkpoint.training_state import TrainingState
+from ds_seg.checkpoint.training_state import STATE_FILE, TrainingState, restate
 from ds_seg.checkpoint.write import (
     FileContent,
     Save,
@@ -24,6 +24,7 @@ from ds_seg.checkpoint.write import (
     leaving_nothing,
     list_files,
     prepare_folder,
+    replace_file,
     validate_space,
     write_files,
 )
@@ -93,6 +94,25 @@ class CheckpointSaver:
         self._pending = save, self._thread.submit(write_files, save, copied, present)
         self._waited_s = time.perf_counter() - self._started_s
         return save.final
+
+    def amend(self, state: TrainingState) -> bool:
+        """Store another state in the checkpoint of this step, whose weights are still those that the engines hold.
+
+        Returns:
+            False where that checkpoint is not there any more.
+
+        Raises:
+            CheckpointError: the disk refuses something; the checkpoint is as it was.
+        """
+        self.wait()
+        save = self._describe(state)
+        text = restate(save.final, state) if distributed.is_main() else ""
+        if distributed.broadcast_object(text is None):
+            return False
+        with leaving_nothing(save):
+            prepare_folder(save)
+            replace_file(save, STATE_FILE, text or "")
+        return True
 
     def poll(self) -> None:
         """Complete the save in the background if it is written on all ranks; to be called after every step.

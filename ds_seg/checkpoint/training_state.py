@@ -104,6 +104,15 @@ def describe_state(state: TrainingState, run: RunConfig, engines: Engines, *, av
     return json.dumps(content, indent=1)
 
 
+def restate(folder: Path, state: TrainingState) -> str | None:
+    """The text of a checkpoint's state file with another state; None where the checkpoint has no whole one."""
+    try:
+        content = read_state(folder)
+    except CheckpointError:
+        return None
+    return json.dumps({**content, "state": asdict(state)}, indent=1)
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """The content of a checkpoint's state file; one that does not tell of averages of the weights has none.
 

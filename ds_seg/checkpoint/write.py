@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -156,15 +156,38 @@ def commit(save: Save, entries: Mapping[str, FileEntry]) -> Path:
         if distributed.is_main():
             with explained(save.final):
                 _validate_all_there(save, files)
-                write_manifest(
-                    save.temporary, Manifest(save.step, save.world_size, save.config_digest, save.versions, files)
-                )
-                publish(save.temporary, save.final, save.best)
-                needed = (save.final.name, save.best)
-                drop_old_checkpoints(save.work_dir, save.keep, save.keep_every_steps, needed, save.good_step)
+                _publish(save, Manifest(save.step, save.world_size, save.config_digest, save.versions, files))
 
     distributed.agree(name_it)
     return save.final
+
+
+def replace_file(save: Save, name: str, content: str) -> None:
+    """Give a complete checkpoint another text in one of its files, all or nothing; a collective over all ranks.
+
+    Args:
+        save: of the same step; its temporary folder is there and empty.
+        name: of the file.
+        content: its new text.
+
+    Raises:
+        CheckpointError: the disk refuses something.
+    """
+
+    def link_and_write() -> None:
+        if distributed.is_main():
+            with explained(save.final):
+                manifest = read_manifest(save.final)
+                for other in manifest.files:
+                    path = save.temporary / other
+                    path.parent.mkdir(exist_ok=True)
+                    if other != name:
+                        _link_or_copy(save.final / other, path)
+                _write(save.temporary / name, content)
+                sealed = seal_files(save.temporary, [name])
+                _publish(save, replace(manifest, files={**manifest.files, **sealed}))
+
+    distributed.agree(link_and_write)
 
 
 @contextmanager
@@ -182,6 +205,13 @@ _REMEDY = (
     "Make room there, keep fewer (checkpoint_config.max_keep_ckpts=N keeps N, and one more lies there while it is "
     "written), or choose another --work-dir; then go on with --resume auto."
 )
+
+
+def _publish(save: Save, manifest: Manifest) -> None:
+    write_manifest(save.temporary, manifest)
+    publish(save.temporary, save.final, save.best)
+    needed = (save.final.name, save.best)
+    drop_old_checkpoints(save.work_dir, save.keep, save.keep_every_steps, needed, save.good_step)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

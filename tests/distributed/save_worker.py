@@ -144,6 +144,30 @@ def check_polls() -> dict:
     return report
 
 
+def check_amendment() -> dict:
+    """A score is found out while the checkpoint is being written; and once more when somebody has removed it."""
+    run = in_background(make_run("bf16"), "amended")
+    engines, train_step = start(run)
+    saver = CheckpointSaver(engines, run)
+    train(train_step, range(1))
+    with held_back(distributed.rank() == 1) as gate:
+        folder = saver.save(TrainingState(step=1, evaluation_due=True))
+        threading.Timer(0.5, gate.set).start()
+        scored = TrainingState(step=1, best_mIoU=0.5, best_checkpoint="step_000001")
+        report: dict = {"amended": saver.amend(scored), "names": names(run)}
+    verify_files(folder, distributed.rank(), 2)
+    again, _ = start(run)
+    report["state"] = resume_training(folder, again, run) == scored
+    report["weights"] = digest(again) == digest(engines)
+    distributed.barrier()
+    if distributed.is_main():
+        shutil.rmtree(folder)
+    distributed.barrier()
+    report["gone"] = saver.amend(scored)
+    report["left"] = names(run)
+    return report
+
+
 def check_little_memory() -> dict:
     """Rank 1 sees too little memory for copies: both ranks write at once, then and later."""
     run = in_background(make_run("bf16"), "little_memory")

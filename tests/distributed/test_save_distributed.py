@@ -51,6 +51,18 @@ def test_two_saves_do_not_overlap(ranks):
         assert len(got["lines"]) == 3 and "in the background; training waited 0." in got["lines"][0]
 
 
+def test_a_score_is_put_into_a_checkpoint_that_is_there(ranks):
+    for rank in ranks:
+        assert rank["check_amendment"] == {
+            "amended": True,
+            "names": ["best", "latest", "step_000001"],
+            "state": True,
+            "weights": True,
+            "gone": False,
+            "left": ["best", "latest"],
+        }
+
+
 def test_without_memory_for_copies_training_waits_for_the_disk(ranks):
     for rank in ranks:
         got = rank["check_little_memory"]

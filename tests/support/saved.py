@@ -8,7 +8,7 @@ import torch
 
 from ds_seg.checkpoint.manifest import MANIFEST, Manifest, seal_files, write_manifest
 from ds_seg.checkpoint.store import checkpoint_name
-from ds_seg.checkpoint.write import Save, commit, leaving_nothing, prepare_folder, write_files
+from ds_seg.checkpoint.write import Save, commit, leaving_nothing, prepare_folder, replace_file, write_files
 
 STATE = "state.json"
 
@@ -32,6 +32,14 @@ def make_checkpoint(work_dir: Path, step: int, text: str | None = None, **change
     with leaving_nothing(save):
         prepare_folder(save)
         return commit(save, write_files(save, make_files(text or checkpoint_name(step)), []))
+
+
+def amend_checkpoint(work_dir: Path, step: int, text: str, **changes) -> None:
+    """Give a saved checkpoint another text, by links for all else."""
+    save = describe_save(work_dir, step, **changes)
+    with leaving_nothing(save):
+        prepare_folder(save)
+        replace_file(save, STATE, text)
 
 
 def list_in_manifest(folder: Path) -> None:

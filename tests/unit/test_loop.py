@@ -75,7 +75,7 @@ def build(tmp_path, monkeypatch):
         )
         run = SimpleNamespace(schedule=SimpleNamespace(max_steps=values.pop("max_steps")), **values)
         engines = SimpleNamespace(param_groups=[{"lr": 1e-3}, {"lr": 1e-4}])
-        saved, events, remaining = [], [], iter(scores)
+        saved, amended, events, remaining = [], [], [], iter(scores)
 
         class FakeSaver:
             def __init__(self, _engines, _run, _ema, log):
@@ -89,6 +89,11 @@ def build(tmp_path, monkeypatch):
                 (folder / MANIFEST).write_text("{}")
                 self.log(f"saved {folder}")
                 return folder
+
+            def amend(self, state):
+                amended.append(TrainingState(**vars(state)))
+                events.append("amend")
+                return True
 
             def poll(self):
                 events.append("poll")
@@ -106,7 +111,7 @@ def build(tmp_path, monkeypatch):
         monkeypatch.setattr(FakeStep, "skip", skip)
         monkeypatch.setattr(loop, "CheckpointSaver", FakeSaver)
         training = loop.TrainingLoop(run, engines, state or TrainingState(), FakeTracker(), evaluate, saved_in=saved_in)
-        training.saved, training.events = saved, events
+        training.saved, training.amended, training.events = saved, amended, events
         return training
 
     return build
@@ -229,7 +234,7 @@ def test_a_loader_that_hangs_does_not_keep_a_stop_from_saving(build):
 def test_a_save_in_the_background_is_looked_at_after_every_step_and_waited_for_at_the_end(build):
     training = build(max_steps=3, checkpoint_interval_steps=2, scores=[0.5])
     training(range(100))
-    assert training.events == ["poll", "poll", "save", "poll", "save", "wait"]
+    assert training.events == ["poll", "poll", "save", "poll", "save", "amend", "wait"]
 
 
 def test_a_run_that_diverges_completes_its_last_save_first(build):
@@ -258,6 +263,28 @@ def test_a_stop_before_the_first_step_after_a_resume_saves_nothing_anew(build, t
     assert training.saved == [] and f"everything is saved in {tmp_path}/step_000006" in record.stopped
 
 
+def test_an_evaluation_that_fails_costs_no_step(build):
+    training = build(eval_interval_steps=3, checkpoint_interval_steps=3, scores=())
+    with pytest.raises(StopIteration):
+        training(range(100))
+    assert [(state.step, state.evaluation_due) for state in training.saved] == [(3, True)]
+
+
+def test_a_result_for_a_checkpoint_that_is_gone_is_saved_with_another(build):
+    training = build(eval_interval_steps=10, scores=[0.5])
+    training._saver.amend = lambda _state: False
+    training(range(100))
+    assert [(state.step, state.evaluation_due) for state in training.saved] == [(10, True), (10, False)]
+
+
+def test_a_step_that_is_made_anew_after_a_rollback_is_saved_anew(build):
+    training = build(eval_interval_steps=4, checkpoint_interval_steps=4, max_steps=5, scores=itertools.repeat(0.5))
+    training(range(100))
+    training.state = TrainingState(step=2, scheduled_steps=2)
+    training(range(100))
+    assert [state.step for state in training.saved] == [4, 5, 4, 5]
+
+
 def test_an_evaluation_that_is_stopped_is_made_first_thing_after_the_resume(build):
     def scores():
         yield 0.2
@@ -270,14 +297,15 @@ def test_an_evaluation_that_is_stopped_is_made_first_thing_after_the_resume(buil
         (3, False, 0.2),
         (6, True, 0.2),
     ]
-    resumed = build(state=stopped.saved[-1], eval_interval_steps=3, scores=[0.3, 0.1, 0.1], save_best=True)
+    resumed = build(state=stopped.saved[-1], eval_interval_steps=3, scores=[0.3, 0.1, 0.4], save_best=True)
     resumed(range(100))
     assert [step for step, _, _ in resumed.tracker.evaluations] == [6, 9, 10]
     assert [row["step"] for row in resumed.tracker.rows] == [7, 8, 9, 10]
     assert [(state.step, state.evaluation_due, state.best_mIoU) for state in resumed.saved] == [
         (6, False, 0.3),
-        (10, False, 0.3),
+        (10, True, 0.3),
     ]
+    assert [(state.step, state.evaluation_due, state.best_mIoU) for state in resumed.amended] == [(10, False, 0.4)]
 
 
 @pytest.mark.parametrize("max_steps", [6, 5])

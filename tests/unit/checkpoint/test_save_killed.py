@@ -16,7 +16,7 @@ import pytest
 from ds_seg.checkpoint import choose_resume_point, resolve_checkpoint
 from ds_seg.checkpoint.manifest import verify_files
 from ds_seg.checkpoint.store import BEST, LATEST, checkpoints_folder, drop_leftovers, list_folders
-from saved import make_checkpoint, read_text
+from saved import amend_checkpoint, make_checkpoint, read_text
 
 CHANGES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link"}
 KILLED, DONE = 77, 78
@@ -24,6 +24,7 @@ CASES = {
     # what is saved on top of steps 10 (the best) and 20, and what may be found after a kill
     "pruning": {"step": 30, "best": "step_000030", "keep": 1},
     "replacing": {"step": 20, "best": "step_000010"},
+    "amending": {"step": 20, "best": "step_000020", "change": amend_checkpoint},
 }
 
 
@@ -55,14 +56,14 @@ def kill_before(change: int) -> None:
     os.fsync = fsync
 
 
-def save_in_child(work_dir, change: int, **save) -> bool:
+def save_in_child(work_dir, change_number: int, *, change=make_checkpoint, **save) -> bool:
     """Whether the save came to its end before it was killed."""
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
             signal.alarm(30)
-            kill_before(change)
-            make_checkpoint(work_dir, text="new", **save)
+            kill_before(change_number)
+            change(work_dir, text="new", **save)
             os._exit(DONE)
         os._exit(1)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
