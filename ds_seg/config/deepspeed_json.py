@@ -22,7 +22,7 @@ _KNOWN_KEYS = frozenset(
     communication_data_type data_types prescale_gradients gradient_predivide_factor sparse_gradients
     steps_per_print wall_clock_breakdown memory_breakdown dump_state zero_allow_untested_optimizer
     zero_force_ds_cpu_optimizer flops_profiler comms_logger torch_autocast aio checkpoint
-    seq_parallel_communication_data_type gradient_clipping optimizer scheduler fp16 amp
+    seq_parallel_communication_data_type gradient_clipping optimizer scheduler fp16 amp timers
     """.split()
 )
 _SECTIONS_BY_MODEL = {
@@ -30,6 +30,7 @@ _SECTIONS_BY_MODEL = {
     "DeepSpeedBF16Config": "bf16",
     "DeepSpeedFP16Config": "fp16",
     "CommsLoggerConfig": "comms_logger",
+    "DeepSpeedThroughputTimerConfig": "timers.throughput",
 }
 """Where the values stand that a model of DeepSpeed's checks."""
 _OFFLOADED_PARTS = ("offload_optimizer", "offload_param")
@@ -119,6 +120,7 @@ def resolve_deepspeed(
         faults.add("deepspeed.bf16.bf16_master_weights_and_grads", "got true, but masters stay FP32. Remove it.")
     resolved["gradient_clipping"] = 0.0  # left out, DeepSpeed 0.19.8 clips the backbone's own norm to 1
     resolved.setdefault("steps_per_print", 10**9)
+    resolved.setdefault("timers", {"throughput": {"enabled": False}})  # it waits for the GPU twice a micro-batch
     if compiled:
         resolved["zero_optimization"] = _without_own_linear(given.get("zero_optimization"), faults)
     return resolved

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import ds_seg.models.pixel_accuracy  # before a head is built
 import ds_seg.models.unlabelled  # before a loss is built
 import ds_seg.openmmlab  # noqa: F401  (before mmseg)
 from ds_seg.errors import ConfigError

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from deepspeed.utils.config import get_timers_config
 
 from ds_seg.config import CONFIGS_ROOT, RunOptions, build_run_config
 from ds_seg.config.deepspeed_json import suit_device
@@ -54,6 +55,13 @@ def test_samples_per_gpu_is_the_most_a_process_takes_at_once():
         assert run.deepspeed["train_micro_batch_size_per_gpu"] == run.micro_batch
         share = f"not data.samples_per_gpu={most}: a process has {8 // world_size} of the 8"
         assert run.notes == (f"{count(wanted[0], 'crop')} at once, {share}",)
+
+
+def test_deepspeed_does_not_wait_for_the_gpu_to_take_times_unless_it_is_asked(tmp_path):
+    assert not get_timers_config(build("demo").deepspeed).enabled
+    path = tmp_path / "timed.json"
+    path.write_text(json.dumps({**build("demo").deepspeed, "timers": {"throughput": {"enabled": True}}}))
+    assert get_timers_config(build(deepspeed_config=str(path)).deepspeed).enabled
 
 
 def test_a_warm_up_that_the_run_does_not_outlast_is_told_of():
