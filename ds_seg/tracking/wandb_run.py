@@ -139,7 +139,9 @@ class WandbRun:
             try:
                 action()
             except Exception as error:  # wandb raises many unrelated kinds, and a run must outlive its tracking
-                self._warn_once(f"wandb failed ({type(error).__name__}: {error})")
+                ended = isinstance(error, ConnectionError)
+                gone = ", and its process has ended with what it had not written" if ended else ""
+                self._warn_once(f"wandb failed ({type(error).__name__}: {error}){gone}")
 
     def _warn_once(self, what: str) -> None:
         if not self._warned:
