@@ -18,6 +18,7 @@ import torch
 
 from ds_seg.checkpoint.training_state import read_state
 from ds_seg.config import RunConfig
+from ds_seg.config.data_section import evaluation_role
 from ds_seg.config.head_fields import predicting_head
 from ds_seg.data.head_fit import find_misfits
 from ds_seg.data.images import ArrayPipeline, inference_section, open_images
@@ -84,8 +85,8 @@ def describe_model_of(run: RunConfig) -> ModelDescription:
             test pipeline, or the config holds something that can't be written down.
     """
     dataset = open_images(run.data, [])
-    section = inference_section(run.data)
-    misfits = find_misfits(*predicting_head(run.model), "data.test", dataset)
+    section, field = inference_section(run.data), f"data.{evaluation_role(run.data)}"
+    misfits = find_misfits(*predicting_head(run.model), field, dataset)
     if misfits:
         raise ConfigError("\n".join(misfits))
     ArrayPipeline(section["pipeline"])
@@ -94,7 +95,7 @@ def describe_model_of(run: RunConfig) -> ModelDescription:
         classes=tuple(map(str, dataset.CLASSES)),
         palette=_to_palette(dataset.PALETTE),
         model=_to_plain(model, "model"),
-        pipeline=_to_plain(section["pipeline"], "data.test.pipeline"),
+        pipeline=_to_plain(section["pipeline"], f"{field}.pipeline"),
         dtype=torch.bfloat16 if run.bf16 else torch.float32,
         window_batch=run.window_batch,
     )

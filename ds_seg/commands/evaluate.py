@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.window_batch is not None and args.window_batch < 1:
         raise UserError(f"--window-batch: got {args.window_batch}, want at least 1.")
     distributed.initialize()
+    from ds_seg.config.data_section import evaluation_role
     from ds_seg.data.opening import open_datasets
     from ds_seg.resumption import resolve_trained
     from ds_seg.session import Evaluator, build_engines, enable_test_time_augmentation
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     resume_collector()
     distributed.agree(lambda: validate_output_file("--out", args.out) if args.out and distributed.is_main() else None)
     config, weights = resolve_trained(run_options(args), args.checkpoint)
-    role = "test" if "test" in config.data else "val"
+    role = evaluation_role(config.data)
     if args.tta:
         enable_test_time_augmentation(config, role)
     (dataset,) = open_datasets(config, role)
