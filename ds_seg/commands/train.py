@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ds_seg.engine.ema import WeightAverages
     from ds_seg.engine.engines import Engines
     from ds_seg.loop import LoopRecord
-    from ds_seg.planning.fitting import Fit
     from ds_seg.tracking.tracker import Tracker
 
 
@@ -104,12 +103,7 @@ def _settle(run: RunConfig) -> RunConfig:
     if not needs_fitting(run, device.type):
         return run
     memory_gib = measure_memory_gib(device)
-
-    def choose() -> Fit | None:
-        return choose_fit(run, memory_gib=memory_gib, device_type=device.type) if distributed.is_main() else None
-
-    fit = distributed.broadcast_object(distributed.agree(choose))
-    assert fit is not None
+    fit = distributed.agree_on_main(lambda: choose_fit(run, memory_gib=memory_gib, device_type=device.type))
     return apply_fit(run, fit)
 
 
