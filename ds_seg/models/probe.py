@@ -17,7 +17,7 @@ import ds_seg.openmmlab  # noqa: F401  (before mmseg)
 from ds_seg.config.head_fields import HeadField, auxiliary_head_fields, decode_head_fields
 from ds_seg.errors import ConfigError
 from ds_seg.models.cascade import HeadCascade
-from ds_seg.models.head_building import describe
+from ds_seg.models.head_building import describe_error
 from ds_seg.models.heads import SegmentationHeads
 
 from mmseg.models.decode_heads import STDCHead  # isort: skip
@@ -155,7 +155,7 @@ def _naming(field: HeadField, features: list[Tensor], crop_size_px: tuple[int, i
         shapes = ", ".join("x".join(map(str, feature.shape)) for feature in features)
         raise ConfigError(
             f"{name} ({cfg['type']}) failed in a trial on random maps of the backbone's shapes ({shapes}) for crops "
-            f"of {crop_size_px[0]}x{crop_size_px[1]} px: {describe(error)}. Correct the head, its losses, or "
+            f"of {crop_size_px[0]}x{crop_size_px[1]} px: {describe_error(error)}. Correct the head, its losses, or "
             "model.train_cfg and model.test_cfg."
         ) from error
 
