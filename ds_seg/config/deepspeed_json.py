@@ -34,7 +34,6 @@ _SECTIONS_BY_MODEL = {
 """Where the values stand that a model of DeepSpeed's checks."""
 _OFFLOADED_PARTS = ("offload_optimizer", "offload_param")
 _QUANTIZERS = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
-_BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 def load_deepspeed_json(path: Path) -> dict[str, Any]:
@@ -95,13 +94,11 @@ def resolve_deepspeed(
     resolved = dict(given)
     _check_owned_by_run(given, faults)
     _check_zero(given.get("zero_optimization"), faults)
-    batch = dict(
-        zip(
-            _BATCH_KEYS,
-            (micro_batch * accumulation_steps * world_size, micro_batch, accumulation_steps),
-            strict=True,
-        )
-    )
+    batch = {
+        "train_batch_size": micro_batch * accumulation_steps * world_size,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation_steps,
+    }
     for key, wanted in batch.items():
         got = given.get(key, "auto")
         if got not in ("auto", wanted):
