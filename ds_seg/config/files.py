@@ -28,7 +28,6 @@ KNOWN_KEYS = frozenset(
     """.split()
 )
 
-
 # Names that MMSeg's own configs give to values they use further down; a dumped config keeps them.
 _USUAL_VARIABLES = frozenset(
     """
