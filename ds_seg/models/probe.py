@@ -18,7 +18,7 @@ from ds_seg.config.head_fields import HeadField, auxiliary_head_fields, decode_h
 from ds_seg.errors import ConfigError
 from ds_seg.models.cascade import HeadCascade
 from ds_seg.models.head_building import describe_error
-from ds_seg.models.heads import SegmentationHeads
+from ds_seg.models.heads import SegmentationHeads, list_losses
 
 from mmseg.models.decode_heads import STDCHead  # isort: skip
 
@@ -126,7 +126,7 @@ def _validate_labels_fit(part: nn.Module, heads: SegmentationHeads) -> None:
 
 def _train_once(heads: SegmentationHeads, part: nn.Module, features: list[Tensor], labels_B1HW: Tensor) -> None:
     entries = heads.losses_of(part, features, [{}] * len(labels_B1HW), labels_B1HW)
-    losses = [value for name, value in entries.items() if "loss" in name]
+    losses = list_losses(entries)
     if not losses:
         raise ConfigError(
             f"none of its entries ({', '.join(entries)}) has 'loss' in its name, so none would train it. Start every "
