@@ -30,7 +30,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="average over six scales from 0.5 to 1.75 (none below the pipeline's min_size) and over their "
         "mirrored views",
     )
-    parser.add_argument("--window-batch", type=int, metavar="N", help="windows in one forward (default: the config's)")
+    parser.add_argument(
+        "--window-batch", type=int, metavar="N", help="windows per forward pass (default: the config's)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the scores to this JSON file")
     parser.set_defaults(run=run)
 

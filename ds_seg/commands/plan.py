@@ -51,11 +51,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=989.0,
         help="dense bf16 of a GPU (default: 989, H100 and H200)",
     )
-    parser.add_argument("--sweep", metavar="1,8,64", help="a scaling table over these numbers of GPUs, and a chart")
-    parser.add_argument("--chart", type=Path, metavar="PNG", help="where (default: plan_<run>_scaling.png)")
+    parser.add_argument(
+        "--sweep", metavar="1,8,64", help="print a scaling table for these numbers of GPUs, and draw a chart"
+    )
+    parser.add_argument(
+        "--chart", type=Path, metavar="PNG", help="the chart of --sweep (default: plan_<run>_scaling.png)"
+    )
     parser.add_argument("--out", type=Path, metavar="F", help="DeepSpeed JSON (default: plan_<run>_<N>_gpus.json)")
-    parser.add_argument("--json", type=Path, metavar="F", help="also write the whole plan for machines")
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.add_argument("--json", type=Path, metavar="F", help="also write the whole plan as JSON")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
     parser.set_defaults(run=run)
 
 
