@@ -165,7 +165,7 @@ def _resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         chosen = torch.device(device if device is not None else "cuda" if available else "cpu")
     except RuntimeError as error:
-        raise UserError(f"device={device!r} is no device. Use 'cpu', 'cuda' or 'cuda:N'.") from error
+        raise UserError(f"device={device!r} is not a device. Use 'cpu', 'cuda' or 'cuda:N'.") from error
     count = torch.cuda.device_count() if available else 0
     if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and (chosen.index or 0) >= count):
         raise UserError(

@@ -113,8 +113,8 @@ def read_description(path: object, meta: Mapping[str, Any]) -> ModelDescription:
     """
     if _KEY not in meta:
         raise WeightsError(
-            f"{path} is no export of ds-seg: it does not say of what model its weights are. Make one with 'ds-seg "
-            "export CONFIG CHECKPOINT --format safetensors --out F', where CHECKPOINT may be this very file."
+            f"{path} was not exported by ds-seg: it does not describe the model of its weights. Export one with "
+            "'ds-seg export CONFIG CHECKPOINT --format safetensors --out F', where CHECKPOINT may be this very file."
         )
     try:
         content = ast.literal_eval(meta[_KEY])

@@ -50,7 +50,8 @@ def choose_resume_point(work_dir: Path, resume: str, warn: Callable[[str], objec
         return folder
     if folders:
         raise CheckpointError(
-            f"--resume auto: none of the {len(folders)} checkpoints in {checkpoints_folder(work_dir)} is whole; what "
-            "is wrong with each is said above. Start anew without --resume, from weights with --load-from."
+            f"--resume auto: none of the {len(folders)} checkpoints in {checkpoints_folder(work_dir)} is complete; "
+            "the warnings above say what is wrong with each. Start over "
+            "without --resume, from weights with --load-from."
         )
     return None

@@ -53,7 +53,7 @@ def load_deepspeed_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(
             f"DeepSpeed config '{path}' is not valid JSON: {error}. If the file was cut off while it was "
-            "written or copied, write it anew; else correct the line."
+            "written or copied, restore it; otherwise correct the line."
         ) from error
     if not isinstance(parsed, dict):
         raise ConfigError(f"DeepSpeed config '{path}' holds a {type(parsed).__name__}, want a JSON object.")

@@ -139,7 +139,7 @@ def _predict_once(heads: SegmentationHeads, features: list[Tensor]) -> None:
     logits_BKhw = heads.logits(features)
     shape = tuple(logits_BKhw.shape)
     if len(shape) != 4 or shape[1] != heads.out_channels:
-        raise ConfigError(f"it predicts {shape}, where (images, {heads.out_channels}, height, width) is wanted.")
+        raise ConfigError(f"its logits have shape {shape}, want (images, {heads.out_channels}, height, width).")
 
 
 @contextlib.contextmanager
