@@ -10,8 +10,6 @@ EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_STOPPED_BY_SIGNAL = 75
 """EX_TEMPFAIL: a checkpoint was saved and the scheduler may requeue the job."""
-
-
 EXIT_INTERRUPTED = 130
 """Ctrl-C where there was nothing to save: 128 + SIGINT, as shells have it."""
 
@@ -41,7 +39,7 @@ class WeightsError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged, of another model or world size, or that can't be written."""
+    """A checkpoint that is missing, damaged, of another model or another kind of run, or that can't be written."""
 
 
 class TrainingDiverged(DsSegError):

@@ -67,7 +67,7 @@ def validate_output_file(option: str, path: Path) -> None:
     validate_output_folder(option, path.absolute().parent)
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "no regular file"
-        raise UserError(f"{option} {path} is {kind}, and a file is to be written there. Choose another {option}.")
+        raise UserError(f"{option} {path} is {kind}, but must be a file. Choose another {option}.")
 
 
 def validate_output_folder(option: str, path: Path) -> None:
@@ -83,7 +83,7 @@ def validate_output_folder(option: str, path: Path) -> None:
     with writing(option, path):
         folder = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     if not folder.is_dir():
-        raise UserError(f"{option}: {folder} is a file, and a folder is wanted there. Choose another {option}.")
+        raise UserError(f"{option}: {folder} is a file, but must be a folder. Choose another {option}.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{option}: folder {folder} can't be written. Choose another {option}, or make it writable.")
 

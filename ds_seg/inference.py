@@ -20,6 +20,7 @@ from torch import nn
 
 from ds_seg import distributed
 from ds_seg.checkpoint.description import ModelDescription, read_description
+from ds_seg.checkpoint.export import DTYPES
 from ds_seg.data.images import ArrayPipeline
 from ds_seg.errors import DataError, UserError, WeightsError
 from ds_seg.evaluation.lockstep import predict_images
@@ -28,8 +29,6 @@ from ds_seg.models.heads import SegmentationHeads, build_heads
 from ds_seg.models.load_weights import summarise_names
 from ds_seg.models.weight_files import WeightFiles
 from ds_seg.models.weight_segmentor import load_segmentor_weights
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ def _resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         chosen = torch.device(device if device is not None else "cuda" if available else "cpu")
     except RuntimeError as error:
-        raise UserError(f"device={device!r} is no device. Use 'cpu', 'cuda' or 'cuda:N'.") from error
+        raise UserError(f"device={device!r} is not a device. Use 'cpu', 'cuda' or 'cuda:N'.") from error
     count = torch.cuda.device_count() if available else 0
     if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and (chosen.index or 0) >= count):
         raise UserError(
@@ -176,9 +175,9 @@ def _resolve_device(device: str | torch.device | None) -> torch.device:
 
 
 def _resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    found = _DTYPES.get(str(dtype).removeprefix("torch."))
+    found = DTYPES.get(str(dtype).removeprefix("torch."))
     if found is None:
-        raise UserError(f"dtype={dtype!r} can't be used: the backbone computes in {' or '.join(_DTYPES)}.")
+        raise UserError(f"dtype={dtype!r} can't be used: the backbone computes in {' or '.join(DTYPES)}.")
     return found
 
 

@@ -179,16 +179,18 @@ class TrainingLoop:
         )
         if state.skipped_in_a_row >= self.run.max_skipped_steps:
             self._saver.wait()
-            before = list_checkpoints(self.run.work_dir, state.step - state.skipped_in_a_row)
-            last = (
-                f"The last checkpoint before them is {before[-1]}" if before else "No checkpoint was saved before them"
-            )
-            raise TrainingDiverged(
-                f"Loss or gradient was not finite in {state.skipped_in_a_row} steps in a row, the last at step "
-                f"{state.step}. {last}. Lower optimizer.lr, set optimizer_config.grad_clip.max_norm, look for damaged "
-                "images (ds_seg checks annotations at start unless check_data=False), or let --on-divergence rollback "
-                "leave such data out."
-            )
+            raise TrainingDiverged(self._describe_divergence())
+
+    def _describe_divergence(self) -> str:
+        state = self.state
+        before = list_checkpoints(self.run.work_dir, state.step - state.skipped_in_a_row)
+        last = f"The last checkpoint before them is {before[-1]}" if before else "No checkpoint was saved before them"
+        return (
+            f"Loss or gradient was not finite in {state.skipped_in_a_row} steps in a row, the last at step "
+            f"{state.step}. {last}. Lower optimizer.lr, set optimizer_config.grad_clip.max_norm, look for damaged "
+            "images (ds_seg checks annotations at start unless check_data=False), or let --on-divergence rollback "
+            "leave such data out."
+        )
 
     def _row(self, result: StepResult, step_time_s: float, waited_s: float) -> dict[str, float | int]:
         rates = [group["lr"] for group in self.engines.param_groups]

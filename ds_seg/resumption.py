@@ -31,7 +31,7 @@ def resolve_run(options: RunOptions) -> RunConfig:
     run = build_run_config(options, distributed.world_size())
     if not run.resume:
         return run
-    saved = distributed.broadcast_object(distributed.agree(lambda: _read_saved(run) if distributed.is_main() else None))
+    saved = distributed.agree_on_main(lambda: _read_saved(run))
     if saved is None:
         return run
     if saved["global_batch"] != run.global_batch and run.mmseg.get("global_batch") is None:
@@ -67,9 +67,7 @@ def resolve_trained(options: RunOptions, checkpoint: str, *, with_engines: bool 
     weights = distributed.agree(lambda: resolve_weights(checkpoint))
     if options.deepspeed_config is not None:
         return run, weights
-    trained = distributed.broadcast_object(
-        distributed.agree(lambda: read_trained_dtype(weights) if distributed.is_main() else None)
-    )
+    trained = distributed.agree_on_main(lambda: read_trained_dtype(weights))
     bf16 = trained == torch.bfloat16
     if trained is None or bf16 == run.bf16:
         return run, weights

@@ -44,9 +44,9 @@ def describe_changes(checkpoint: Path, run: RunConfig) -> str | None:
     try:
         saved = read_config_file(path, {})
     except ConfigError:
-        return f"{line}; {path} can't be read, so it can't be told what has changed"
+        return f"{line}; {path} can't be read, so what has changed is not known"
     if digest_config(saved) != saved_digest:
-        return f"{line}; {path} is of another run, so it can't be told what has changed"
+        return f"{line}; {path} is of another run, so what has changed is not known"
     then, now = (dict(_flatten(record_config(config))) for config in (saved, run.mmseg))
     changes = [
         f"{key} {_shorten(then.get(key))} -> {_shorten(now.get(key))}"
@@ -54,7 +54,7 @@ def describe_changes(checkpoint: Path, run: RunConfig) -> str | None:
         if then.get(key) != now.get(key)
     ]
     more = f", and {len(changes) - _NAMED_AT_MOST} more" if len(changes) > _NAMED_AT_MOST else ""
-    return f"{line}: {', '.join(changes[:_NAMED_AT_MOST])}{more}. What is there now holds"
+    return f"{line}: {', '.join(changes[:_NAMED_AT_MOST])}{more}. The run uses the new values"
 
 
 def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ import torch
 
 from ds_seg.checkpoint.training_state import read_state
 from ds_seg.config import RunConfig
+from ds_seg.config.data_section import evaluation_role
 from ds_seg.config.head_fields import predicting_head
 from ds_seg.data.head_fit import find_misfits
 from ds_seg.data.images import ArrayPipeline, inference_section, open_images
@@ -84,8 +85,8 @@ def describe_model_of(run: RunConfig) -> ModelDescription:
             test pipeline, or the config holds something that can't be written down.
     """
     dataset = open_images(run.data, [])
-    section = inference_section(run.data)
-    misfits = find_misfits(*predicting_head(run.model), "data.test", dataset)
+    section, field = inference_section(run.data), f"data.{evaluation_role(run.data)}"
+    misfits = find_misfits(*predicting_head(run.model), field, dataset)
     if misfits:
         raise ConfigError("\n".join(misfits))
     ArrayPipeline(section["pipeline"])
@@ -94,7 +95,7 @@ def describe_model_of(run: RunConfig) -> ModelDescription:
         classes=tuple(map(str, dataset.CLASSES)),
         palette=_to_palette(dataset.PALETTE),
         model=_to_plain(model, "model"),
-        pipeline=_to_plain(section["pipeline"], "data.test.pipeline"),
+        pipeline=_to_plain(section["pipeline"], f"{field}.pipeline"),
         dtype=torch.bfloat16 if run.bf16 else torch.float32,
         window_batch=run.window_batch,
     )
@@ -112,8 +113,8 @@ def read_description(path: object, meta: Mapping[str, Any]) -> ModelDescription:
     """
     if _KEY not in meta:
         raise WeightsError(
-            f"{path} is no export of ds-seg: it does not say of what model its weights are. Make one with 'ds-seg "
-            "export CONFIG CHECKPOINT --format safetensors --out F', where CHECKPOINT may be this very file."
+            f"{path} was not exported by ds-seg: it does not describe the model of its weights. Export one with "
+            "'ds-seg export CONFIG CHECKPOINT --format safetensors --out F', where CHECKPOINT may be this very file."
         )
     try:
         content = ast.literal_eval(meta[_KEY])

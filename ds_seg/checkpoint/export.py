@@ -27,6 +27,7 @@ from ds_seg.models.weight_dialects import spell_as_intern_vision
 SUFFIXES = {"safetensors": ".safetensors", "mmseg": ".pth"}
 """Format -> suffix of its files, by which they are recognised when they are loaded."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What a backbone may be stored in, and computes in."""
 _CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}
 """What a backbone's parameters and the heads' parameters and buffers may be."""
 

@@ -47,7 +47,6 @@ def resume_training(
         CheckpointError: the checkpoint is damaged, of another model, or of another kind of run.
         PrecisionError: a tensor of the engines has another dtype than promised.
     """
-
     if not verified:
         verify_checkpoint(folder)
     saved = distributed.agree(lambda: _open_for_resume(folder, engines, run, averaged=ema is not None))

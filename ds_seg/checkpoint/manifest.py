@@ -162,4 +162,4 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def _remedy(folder: Path) -> str:
     others = sorted(path.name for path in folder.parent.glob("step_*") if path != folder)
-    return f"Use another one: {', '.join(others)}." if others else "There is no other one beside it: start anew."
+    return f"Use another one: {', '.join(others)}." if others else "There is no other checkpoint beside it: start over."

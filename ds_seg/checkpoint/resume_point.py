@@ -37,10 +37,7 @@ def choose_resume_point(work_dir: Path, resume: str, warn: Callable[[str], objec
         CheckpointError: TAG names none or a damaged one, or `auto` finds damaged ones only.
     """
     if resume != "auto":
-        folder = distributed.broadcast_object(
-            distributed.agree(lambda: find_checkpoint(work_dir, resume) if distributed.is_main() else None)
-        )
-        assert folder is not None
+        folder = distributed.agree_on_main(lambda: find_checkpoint(work_dir, resume))
         verify_checkpoint(folder)
         return folder
     folders = distributed.broadcast_object(list_folders(work_dir) if distributed.is_main() else [])
@@ -53,7 +50,8 @@ def choose_resume_point(work_dir: Path, resume: str, warn: Callable[[str], objec
         return folder
     if folders:
         raise CheckpointError(
-            f"--resume auto: none of the {len(folders)} checkpoints in {checkpoints_folder(work_dir)} is whole; what "
-            "is wrong with each is said above. Start anew without --resume, from weights with --load-from."
+            f"--resume auto: none of the {len(folders)} checkpoints in {checkpoints_folder(work_dir)} is complete; "
+            "the warnings above say what is wrong with each. Start over "
+            "without --resume, from weights with --load-from."
         )
     return None

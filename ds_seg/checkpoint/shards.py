@@ -61,7 +61,7 @@ class SavedShards:
 
     Attributes:
         numels: elements of every parameter.
-        trained: names of the parameters that have masters.
+        trained: elements of those that have masters.
 
     Raises:
         CheckpointError: DeepSpeed's files have another layout than the one known here; also when they are read.

@@ -31,6 +31,10 @@ FileContent = str | Path | Mapping[str, object]
 """Text; another checkpoint's file, linked or copied; or what torch or safetensors stores, by the name's suffix."""
 _OVERHEAD_BYTES = 1 << 16
 """Most that a file takes beside its tensors: the pickled names, shapes and DeepSpeed's config."""
+_REMEDY = (
+    "Make room there, keep fewer (checkpoint_config.max_keep_ckpts=N keeps N, and one more lies there while it is "
+    "written), or choose another --work-dir; then go on with --resume auto."
+)
 
 
 @dataclass(frozen=True)
@@ -199,12 +203,6 @@ def leaving_nothing(save: Save) -> Iterator[None]:
         if distributed.is_main():
             shutil.rmtree(save.temporary, ignore_errors=True)
         raise
-
-
-_REMEDY = (
-    "Make room there, keep fewer (checkpoint_config.max_keep_ckpts=N keeps N, and one more lies there while it is "
-    "written), or choose another --work-dir; then go on with --resume auto."
-)
 
 
 def _publish(save: Save, manifest: Manifest) -> None:

@@ -23,11 +23,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "doctor",
         help="check a dataset, or the environment",
         description="With CONFIG: read every image and annotation of its dataset and name what is wrong. Without: "
-        "check versions, devices and folders. Exit code 2 if something must be mended.",
+        "check versions, devices and folders. Exit code 2 if something must be fixed.",
     )
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="path of an MMSeg 0.x config, or the name of a run")
     parser.add_argument("--cfg-options", nargs="+", metavar="K=V", default=[], help="change config values, as in MMSeg")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything that was found to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all findings to this file")
     cores = distributed.usable_cores()
     parser.add_argument(
         "--workers",
@@ -36,7 +36,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=cores,
         help=f"processes that read files (default: {cores}, the cores)",
     )
-    parser.add_argument("--work-dir", metavar="D", type=Path, default=Path("work_dirs"), help="folder to be written to")
+    parser.add_argument(
+        "--work-dir", metavar="D", type=Path, default=Path("work_dirs"), help="folder that a run would write to"
+    )
     parser.set_defaults(run=run)
 
 

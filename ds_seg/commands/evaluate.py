@@ -30,7 +30,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="average over six scales from 0.5 to 1.75 (none below the pipeline's min_size) and over their "
         "mirrored views",
     )
-    parser.add_argument("--window-batch", type=int, metavar="N", help="windows in one forward (default: the config's)")
+    parser.add_argument(
+        "--window-batch", type=int, metavar="N", help="windows per forward pass (default: the config's)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the scores to this JSON file")
     parser.set_defaults(run=run)
 
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.window_batch is not None and args.window_batch < 1:
         raise UserError(f"--window-batch: got {args.window_batch}, want at least 1.")
     distributed.initialize()
+    from ds_seg.config.data_section import evaluation_role
     from ds_seg.data.opening import open_datasets
     from ds_seg.resumption import resolve_trained
     from ds_seg.session import Evaluator, build_engines, enable_test_time_augmentation
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     resume_collector()
     distributed.agree(lambda: validate_output_file("--out", args.out) if args.out and distributed.is_main() else None)
     config, weights = resolve_trained(run_options(args), args.checkpoint)
-    role = "test" if "test" in config.data else "val"
+    role = evaluation_role(config.data)
     if args.tta:
         enable_test_time_augmentation(config, role)
     (dataset,) = open_datasets(config, role)

@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         choices=("safetensors", "mmseg"),
         help="safetensors: HuggingFace InternVisionModel's names; mmseg: a .pth for MMSegmentation 0.x and InternVL",
     )
-    parser.add_argument("--out", metavar="F", type=Path, required=True, help="the file; replaced if it is there")
+    parser.add_argument("--out", metavar="F", type=Path, required=True, help="the file; overwritten if it exists")
     parser.add_argument(
         "--dtype",
         default="float32",

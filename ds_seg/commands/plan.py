@@ -43,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         type=float,
         metavar="X",
         default=400.0,
-        help="network of a node over its GPUs, Gbit/s (400)",
+        help="network bandwidth of each GPU between nodes, Gbit/s (default: 400)",
     )
     parser.add_argument(
         "--peak-tflops",
@@ -52,11 +52,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=989.0,
         help="dense bf16 of a GPU (default: 989, H100 and H200)",
     )
-    parser.add_argument("--sweep", metavar="1,8,64", help="a scaling table over these numbers of GPUs, and a chart")
-    parser.add_argument("--chart", type=Path, metavar="PNG", help="where (default: plan_<run>_scaling.png)")
+    parser.add_argument(
+        "--sweep", metavar="1,8,64", help="print a scaling table for these numbers of GPUs, and draw a chart"
+    )
+    parser.add_argument(
+        "--chart", type=Path, metavar="PNG", help="the chart of --sweep (default: plan_<run>_scaling.png)"
+    )
     parser.add_argument("--out", type=Path, metavar="F", help="DeepSpeed JSON (default: plan_<run>_<N>_gpus.json)")
-    parser.add_argument("--json", type=Path, metavar="F", help="also write the whole plan for machines")
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.add_argument("--json", type=Path, metavar="F", help="also write the whole plan as JSON")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
     parser.set_defaults(run=run)
 
 
@@ -128,7 +132,7 @@ def _plan_sweep(args: argparse.Namespace, planner: Planner, hardware: Hardware, 
     print(find_bound(rows))
     if left_out:
         print(f"does not fit on {', '.join(map(str, left_out))}")
-    chart = args.chart or Path(f"plan_{planner.run.name}_scaling.png")
+    chart = _chart_path(args, planner.run.name)
     with writing("--chart", chart):
         draw_scaling(rows, chart, f"{planner.run.name}, GPUs of {hardware.gpu_memory_gib:g} GiB (predicted)")
     print(f"wrote {chart}")
@@ -140,7 +144,7 @@ def _print_start(args: argparse.Namespace, planner: Planner, chosen: Candidate) 
     from ds_seg.planning.command import build_deepspeed_json, build_train_arguments
     from ds_seg.tracking.files import write_json_atomic
 
-    out = args.out or _default_out(planner.run.name, chosen.batch.gpus)
+    out = _json_path(args, planner.run.name, chosen.batch.gpus)
     with writing("--out", out):
         write_json_atomic(out, build_deepspeed_json(chosen))
     arguments = build_train_arguments(planner.run, args.config, args.cfg_options, chosen)
@@ -151,15 +155,18 @@ def _print_start(args: argparse.Namespace, planner: Planner, chosen: Candidate) 
             f"{chosen.batch.images} with {chosen.batch.max_steps} steps in place of {planner.run.schedule.max_steps}, "
             "as many crops in all and in warm-up; the learning rate is the config's."
         )
-    each = -(-chosen.batch.gpus // chosen.hardware.nodes)
-    nodes, where = "", ""
-    if chosen.hardware.nodes > 1:
-        nodes = f" --nnodes {chosen.hardware.nodes} --rdzv-backend c10d --rdzv-endpoint FIRST_HOST:29500"
-        where = " on every node"
-    launcher = f"torchrun{nodes} --nproc_per_node {each} -m ds_seg" if chosen.batch.gpus > 1 else "ds-seg"
-    print(
-        f"wrote {out}; start{where} with\n  {launcher} train {shlex.join([*arguments, '--deepspeed-config', str(out)])}"
-    )
+    where = " on every node" if chosen.hardware.nodes > 1 else ""
+    train = shlex.join(["train", *arguments, "--deepspeed-config", str(out)])
+    print(f"wrote {out}; start{where} with\n  {_name_launcher(chosen.hardware)} {train}")
+
+
+def _name_launcher(hardware: Hardware) -> str:
+    if hardware.gpus == 1:
+        return "ds-seg"
+    nodes = ""
+    if hardware.nodes > 1:
+        nodes = f" --nnodes {hardware.nodes} --rdzv-backend c10d --rdzv-endpoint FIRST_HOST:29500"
+    return f"torchrun{nodes} --nproc_per_node {hardware.gpus_a_node} -m ds_seg"
 
 
 def _describe_remedy(planner: Planner, hardware: Hardware) -> str:
@@ -177,8 +184,12 @@ def _describe_remedy(planner: Planner, hardware: Hardware) -> str:
     )
 
 
-def _default_out(name: str, gpus: int) -> Path:
-    return Path(f"plan_{name}_{gpus}_gpu{'s' if gpus > 1 else ''}.json")
+def _json_path(args: argparse.Namespace, name: str, gpus: int) -> Path:
+    return args.out or Path(f"plan_{name}_{gpus}_gpu{'s' if gpus > 1 else ''}.json")
+
+
+def _chart_path(args: argparse.Namespace, name: str) -> Path:
+    return args.chart or Path(f"plan_{name}_scaling.png")
 
 
 def _name_gpus(hardware: Hardware) -> str:
@@ -237,9 +248,9 @@ def _validate_outputs(args: argparse.Namespace, name: str, worlds: list[int]) ->
     if args.out and len(worlds) > 1:
         raise UserError(f"--out: one file for plans of {len(worlds)} numbers of GPUs; add --gpus N.")
     if args.sweep:
-        outputs = [("--chart", args.chart or Path(f"plan_{name}_scaling.png"))]
+        outputs = [("--chart", _chart_path(args, name))]
     else:
-        outputs = [("--out", args.out or _default_out(name, gpus)) for gpus in worlds]
+        outputs = [("--out", _json_path(args, name, gpus)) for gpus in worlds]
     outputs += [("--json", args.json)] if args.json else []
     for option, path in outputs:
         validate_output_file(option, path)

@@ -19,12 +19,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "predict",
         help="masks and overlays for images or folders",
-        description="Segment images. DIR/masks gets PNGs of class ids with the dataset's palette (16-bit grey ones of "
-        "more than 256 classes), DIR/overlays the images with the classes drawn over them.",
+        description="Segment images. DIR/masks gets PNGs of class ids with the dataset's palette (16-bit greyscale "
+        "for more than 256 classes), DIR/overlays the images with the classes drawn over them.",
     )
     add_config_arguments(parser)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
-    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="images, or folders that are searched through")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="images, or folders to search, subfolders included")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where masks and overlays go")
     parser.add_argument(
         "--opacity", type=float, default=0.55, help="of the classes in overlays, 0 to 1 (default: 0.55)"

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ds_seg.engine.ema import WeightAverages
     from ds_seg.engine.engines import Engines
     from ds_seg.loop import LoopRecord
-    from ds_seg.planning.fitting import Fit
     from ds_seg.tracking.tracker import Tracker
 
 
@@ -37,13 +36,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--resume",
         metavar="auto|TAG",
-        help="go on from the newest whole checkpoint, or from exactly this one: step_000100, latest, best, or a path",
+        help="resume from the newest complete checkpoint, or from this one: step_000100, latest, best, or a path",
     )
     parser.add_argument(
         "--checkpoint",
         default="sync",
         choices=("sync", "async"),
-        help="async: training waits for a copy in host memory only, and a thread writes it (default: sync)",
+        help="async: training waits only for a copy to host memory, which a thread then writes (default: sync)",
     )
     parser.add_argument(
         "--load-from", metavar="F", help="start from a weight file (head too, if it has one) or a checkpoint"
@@ -52,29 +51,29 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--on-divergence",
         choices=["stop", "rollback"],
-        help="after max_skipped_steps steps in a row that are not finite: stop (default), or go back to the last good "
-        "checkpoint and leave their data out, max_rollbacks times (3) at most",
+        help="after max_skipped_steps steps in a row whose loss or gradient is not finite: stop (default), or go back "
+        "to the last good checkpoint and leave their data out, at most max_rollbacks (3) times",
     )
     parser.add_argument(
         "--deterministic",
         action="store_true",
-        help="slower: the same bits every time on GPUs too (docs/determinism.md)",
+        help="the same bits every time on GPUs too, at some cost in speed (docs/determinism.md)",
     )
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="run the backbone's blocks through torch.compile: the first steps take longer, all others less time",
+        help="run the backbone's blocks through torch.compile: the first steps take longer, all others are faster",
     )
     parser.add_argument(
         "--max-time",
         metavar="[D-]HH:MM[:SS]",
-        help="save and end with 75 before so much time is over since the command started, as Slurm writes it: 23:30",
+        help="save and exit with code 75 before this much time has passed since the command started (Slurm's format)",
     )
     parser.add_argument(
         "--watchdog-timeout",
         type=float,
         metavar="S",
-        help="seconds without progress after which a rank counts as stopped and all ranks end (default: 600; 0: never)",
+        help="seconds without progress after which a rank counts as hung and all ranks end (default: 600; 0: never)",
     )
     parser.set_defaults(run=run)
 
@@ -104,12 +103,7 @@ def _settle(run: RunConfig) -> RunConfig:
     if not needs_fitting(run, device.type):
         return run
     memory_gib = measure_memory_gib(device)
-
-    def choose() -> Fit | None:
-        return choose_fit(run, memory_gib=memory_gib, device_type=device.type) if distributed.is_main() else None
-
-    fit = distributed.broadcast_object(distributed.agree(choose))
-    assert fit is not None
+    fit = distributed.agree_on_main(lambda: choose_fit(run, memory_gib=memory_gib, device_type=device.type))
     return apply_fit(run, fit)
 
 

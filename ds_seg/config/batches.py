@@ -52,7 +52,8 @@ def resolve_batches(
         source = "that of the checkpoint to resume from, which" if kept else "which"
         faults.add(
             "global_batch",
-            f"got {global_batch}, {source} {world_size} processes can't share evenly. Start {fitting} of them.",
+            f"got {global_batch}, {source} {world_size} processes can't share evenly. Start a number of "
+            f"processes that divides it: {fitting}.",
         )
         return Batches(most, cumulative_iters or 1)
     micro_batch = max(size for size in range(1, min(most, share) + 1) if share % size == 0)

@@ -53,6 +53,11 @@ def _check_lists(data: Mapping[str, Any], faults: Faults) -> None:
                 faults.add(f"{field}.pipeline", f"differs from {first_field}'s. Give all the same.")
 
 
+def evaluation_role(data: Mapping[str, Any]) -> str:
+    """The role that evaluations and predictions of a finished run read: `test`, or `val` where there is none."""
+    return "test" if data.get("test") else "val"
+
+
 def find_crop_size(section: Any) -> Any:
     """What a dataset's last RandomCrop has as `crop_size`, no list but a tuple; None where there is none."""
     crops = [step.get("crop_size") for step in list_steps(section) if step.get("type") == "RandomCrop"]

@@ -35,7 +35,6 @@ _SECTIONS_BY_MODEL = {
 """Where the values stand that a model of DeepSpeed's checks."""
 _OFFLOADED_PARTS = ("offload_optimizer", "offload_param")
 _QUANTIZERS = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
-_BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 def load_deepspeed_json(path: Path) -> dict[str, Any]:
@@ -55,7 +54,7 @@ def load_deepspeed_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(
             f"DeepSpeed config '{path}' is not valid JSON: {error}. If the file was cut off while it was "
-            "written or copied, write it anew; else correct the line."
+            "written or copied, restore it; otherwise correct the line."
         ) from error
     if not isinstance(parsed, dict):
         raise ConfigError(f"DeepSpeed config '{path}' holds a {type(parsed).__name__}, want a JSON object.")
@@ -96,13 +95,11 @@ def resolve_deepspeed(
     resolved = dict(given)
     _check_owned_by_run(given, faults)
     _check_zero(given.get("zero_optimization"), faults)
-    batch = dict(
-        zip(
-            _BATCH_KEYS,
-            (micro_batch * accumulation_steps * world_size, micro_batch, accumulation_steps),
-            strict=True,
-        )
-    )
+    batch = {
+        "train_batch_size": micro_batch * accumulation_steps * world_size,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation_steps,
+    }
     for key, wanted in batch.items():
         got = given.get(key, "auto")
         if got not in ("auto", wanted):

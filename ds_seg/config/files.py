@@ -28,7 +28,6 @@ KNOWN_KEYS = frozenset(
     """.split()
 )
 
-
 # Names that MMSeg's own configs give to values they use further down; a dumped config keeps them.
 _USUAL_VARIABLES = frozenset(
     """
@@ -116,7 +115,7 @@ def _validate_content(file: Path) -> None:
     if file.suffix not in _SUFFIXES or not file.is_file():
         return  # MMCV's own message says it
     if not file.read_bytes().strip():
-        raise ConfigError(f"{file}: the file is empty. Write it anew.")
+        raise ConfigError(f"{file}: the file is empty. Restore it.")
     if file.suffix != ".py":
         return
     try:
@@ -124,9 +123,9 @@ def _validate_content(file: Path) -> None:
     except (SyntaxError, ValueError) as error:  # ValueError: bytes that are no text
         number, text = getattr(error, "lineno", None), (getattr(error, "text", None) or "").strip()
         raise ConfigError(
-            f"{file}{f' line {number}' if number else ''} is no Python: {getattr(error, 'msg', error)}"
-            f"{f' ({text})' if text else ''}. If the file was cut off while it was written or copied, write it anew; "
-            "else correct the line."
+            f"{file}{f' line {number}' if number else ''} is not valid Python: {getattr(error, 'msg', error)}"
+            f"{f' ({text})' if text else ''}. If the file was cut off while it was written or copied, restore it; "
+            "otherwise correct the line."
         ) from error
 
 

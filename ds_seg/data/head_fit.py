@@ -61,9 +61,9 @@ def _find_wrong_counts(head_field: str, num_classes: int, field: str, dataset: A
         )
     elif num_classes == 1:
         yield (
-            f"{head_field}.num_classes is 1: with nothing to tell '{names[0]}' from, there is nothing to learn. Give "
-            "what is left a class too (ids 0 and 1, num_classes=2); for one channel of scores add out_channels=1 and "
-            "a loss with use_sigmoid=True."
+            f"{head_field}.num_classes is 1: with no class beside '{names[0]}' there is nothing to learn. Give "
+            "everything else a class too (ids 0 and 1, num_classes=2); for one channel of scores add out_channels=1 "
+            "and a loss with use_sigmoid=True."
         )
     if palette is not None and len(palette) != len(names):
         yield f"{field}.palette has {len(palette)} colours for {len(names)} classes. Give each one, or leave it out."

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import ds_seg.openmmlab  # noqa: F401
+from ds_seg.config.data_section import evaluation_role
 from ds_seg.data.build import describe_missing_classes, find_type_faults
 from ds_seg.data.lint import find_pair_faults
 from ds_seg.data.loader import TestSample, make_test_sample
@@ -91,13 +92,13 @@ def open_images(data: Mapping[str, Any], paths: Sequence[Path]) -> ImageFiles:
     """
     accept_large_images()
     section = inference_section(data)
-    classes, palette = _find_classes(section, "data.test" if data.get("test") else "data.val")
+    classes, palette = _find_classes(section, f"data.{evaluation_role(data)}")
     return ImageFiles(paths, section["pipeline"], classes, palette)
 
 
 def inference_section(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """The dataset config whose pipeline, classes and palette new images get; the first where several are listed."""
-    return _find_first(data.get("test") or data["val"])
+    return _find_first(data[evaluation_role(data)])
 
 
 def _find_first(section: Any) -> Mapping[str, Any]:

@@ -29,7 +29,7 @@ _CURES = {
     "unreadable": _BROKEN_FILES,
     "damaged": _BROKEN_FILES,
     "thin": "Leave images with a side of 1 px out with a split file.",
-    "size": "An annotation must have as many pixels as its image: make it anew in the image's size. If the sides are "
+    "size": "An annotation must have as many pixels as its image: make it again at the image's size. If the sides are "
     "swapped, an EXIF orientation turns the image alone: store it turned, without that tag.",
     "colours": "Turn masks in colour into ids as docs/own-data.md, 'Masks in colour', shows.",
     "duplicate": "Remove the images from one of the two splits.",

@@ -26,6 +26,7 @@ from ds_seg.distributed.world import (
 if TYPE_CHECKING:
     from ds_seg.distributed.collectives import (
         agree,
+        agree_on_main,
         any_rank,
         barrier,
         broadcast_object,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "agree",
+    "agree_on_main",
     "alone",
     "any_rank",
     "backend",

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from ds_seg.distributed.world import device, world_size
+from ds_seg.distributed.world import device, is_main, world_size
 from ds_seg.errors import UserError
 
 T = TypeVar("T")
@@ -79,3 +79,12 @@ def agree(check: Callable[[], T]) -> T:
     if failures:
         raise failures[0]
     return result  # type: ignore[return-value]
+
+
+def agree_on_main(read: Callable[[], T]) -> T:
+    """What `read` returns on global rank 0, which alone calls it, on every rank. A collective.
+
+    Raises:
+        UserError: what `read` raised, on every rank.
+    """
+    return broadcast_object(agree(lambda: read() if is_main() else None))  # type: ignore[arg-type,return-value]

@@ -41,6 +41,6 @@ def explained_operations() -> Iterator[None]:
             raise
         raise UserError(
             f"--deterministic: {str(error).split(_NO_IMPLEMENTATION)[0].strip()} {_NO_IMPLEMENTATION} in torch "
-            f"{torch.__version__}. Take a head, loss or image size that does without it (docs/determinism.md lists "
+            f"{torch.__version__}. Use a head, loss or image size that does without it (docs/determinism.md lists "
             "which ones need what), or leave --deterministic out."
         ) from error

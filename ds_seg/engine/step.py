@@ -24,6 +24,7 @@ from ds_seg.engine.gradients import (
 )
 from ds_seg.engine.precision import validate_head_gradients
 from ds_seg.engine.schedule import compute_lr
+from ds_seg.models.heads import list_losses
 from ds_seg.supervision.progress import SLOW, enter_phase
 
 
@@ -145,8 +146,8 @@ class TwoEngineStep:
 
 
 def total_loss(losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The sum of the entries whose name contains `loss`, as MMSeg's segmentors compute it."""
-    return torch.stack([value for name, value in losses.items() if "loss" in name]).sum()
+    """The sum of the entries that are trained on, as MMSeg's segmentors compute it."""
+    return torch.stack(list_losses(losses)).sum()
 
 
 def noise_seed(*key: int) -> int:

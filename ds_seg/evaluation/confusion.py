@@ -60,10 +60,6 @@ class ConfusionMatrix:
         counts = np.bincount(labels * self.num_classes + predictions, minlength=self.num_classes**2)
         self.counts_KK += torch.from_numpy(counts.reshape(self.num_classes, self.num_classes))
 
-    def merge(self, other: ConfusionMatrix) -> None:
-        """Add another matrix of as many classes to this one."""
-        self.counts_KK += other.counts_KK
-
     def reduce(self, device: torch.device) -> None:
         """Sum over ranks, in int64. A collective: every rank calls it."""
         self.counts_KK = distributed.reduce_sum(self.counts_KK.to(device))

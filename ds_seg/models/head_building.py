@@ -48,7 +48,9 @@ def build_one_head(field: str, cfg: Mapping[str, Any], *, after_another: bool, i
     except MissingOperatorError as error:
         raise ConfigError(f"{field}: {error}") from error
     except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{field} can't be built: {describe(error)}. Correct it in the model config.") from error
+        raise ConfigError(
+            f"{field} can't be built: {describe_error(error)}. Correct it in the model config."
+        ) from error
     if isinstance(head, BaseCascadeDecodeHead) != after_another:
         place = "follow another head" if after_another else "stand first or alone"
         raise ConfigError(
@@ -73,7 +75,7 @@ def synchronise_norms(module: nn.Module) -> None:
             synchronise_norms(child)
 
 
-def describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """What an exception says, or the assertion that failed where it says nothing, as many in MMSegmentation."""
     text = " ".join(str(error).split()).rstrip(".")
     if isinstance(error, AssertionError):

@@ -171,6 +171,11 @@ def build_heads(model_cfg: Mapping[str, Any], *, initialise: bool = True) -> Seg
     return SegmentationHeads(decode_head, auxiliary_heads, train_cfg, test_cfg)
 
 
+def list_losses(entries: Mapping[str, Tensor]) -> list[Tensor]:
+    """The entries that are trained on: those whose name contains `loss`, as MMSeg's segmentors pick them."""
+    return [value for name, value in entries.items() if "loss" in name]
+
+
 def _compute_scalar(value: Tensor | Sequence[Tensor]) -> Tensor:
     if isinstance(value, Tensor):
         return value.float().mean()

@@ -17,8 +17,8 @@ import ds_seg.openmmlab  # noqa: F401  (before mmseg)
 from ds_seg.config.head_fields import HeadField, auxiliary_head_fields, decode_head_fields
 from ds_seg.errors import ConfigError
 from ds_seg.models.cascade import HeadCascade
-from ds_seg.models.head_building import describe
-from ds_seg.models.heads import SegmentationHeads
+from ds_seg.models.head_building import describe_error
+from ds_seg.models.heads import SegmentationHeads, list_losses
 
 from mmseg.models.decode_heads import STDCHead  # isort: skip
 
@@ -126,7 +126,7 @@ def _validate_labels_fit(part: nn.Module, heads: SegmentationHeads) -> None:
 
 def _train_once(heads: SegmentationHeads, part: nn.Module, features: list[Tensor], labels_B1HW: Tensor) -> None:
     entries = heads.losses_of(part, features, [{}] * len(labels_B1HW), labels_B1HW)
-    losses = [value for name, value in entries.items() if "loss" in name]
+    losses = list_losses(entries)
     if not losses:
         raise ConfigError(
             f"none of its entries ({', '.join(entries)}) has 'loss' in its name, so none would train it. Start every "
@@ -139,7 +139,7 @@ def _predict_once(heads: SegmentationHeads, features: list[Tensor]) -> None:
     logits_BKhw = heads.logits(features)
     shape = tuple(logits_BKhw.shape)
     if len(shape) != 4 or shape[1] != heads.out_channels:
-        raise ConfigError(f"it predicts {shape}, where (images, {heads.out_channels}, height, width) is wanted.")
+        raise ConfigError(f"its logits have shape {shape}, want (images, {heads.out_channels}, height, width).")
 
 
 @contextlib.contextmanager
@@ -155,7 +155,7 @@ def _naming(field: HeadField, features: list[Tensor], crop_size_px: tuple[int, i
         shapes = ", ".join("x".join(map(str, feature.shape)) for feature in features)
         raise ConfigError(
             f"{name} ({cfg['type']}) failed in a trial on random maps of the backbone's shapes ({shapes}) for crops "
-            f"of {crop_size_px[0]}x{crop_size_px[1]} px: {describe(error)}. Correct the head, its losses, or "
+            f"of {crop_size_px[0]}x{crop_size_px[1]} px: {describe_error(error)}. Correct the head, its losses, or "
             "model.train_cfg and model.test_cfg."
         ) from error
 

@@ -107,8 +107,8 @@ class WeightFiles:
             _refuse_pointer(file)
             raise WeightsError(
                 f"Weight file {file} can't be read ({type(error).__name__}: {str(error).partition('. ')[0]}). "
-                "It is damaged, cut short, no weight file, or holds more than tensors: download or copy it again and "
-                "compare sizes, or save its state dict alone."
+                "It is damaged, cut short, not a weight file, or holds more than tensors: download or copy it again "
+                "and compare sizes, or save its state dict alone."
             ) from error
         return self._opened
 

@@ -110,14 +110,11 @@ def load_segmentor_weights(
     """
     opened: list[WeightFiles] = []
 
-    def make_plan() -> _Plan | None:
-        if not distributed.is_main():
-            return None
+    def make_plan() -> _Plan:
         opened.append(WeightFiles(Path(path)))
         return _plan(heads, opened[0], has_trunk_path=trunk_path is not None, needs_head=needs_head)
 
-    plan = distributed.broadcast_object(distributed.agree(make_plan))
-    assert plan is not None
+    plan = distributed.agree_on_main(make_plan)
     not_finite = _write_heads(heads, plan.heads.sources, opened[0] if opened else None)
     opened.clear()
     distributed.agree(lambda: validate_finite(path, not_finite))

@@ -18,10 +18,10 @@ from prettytable import PrettyTable
 
 from ds_seg import distributed
 from ds_seg.engine.operator_builds import extensions_folder, find_build_locks, missing_build_tools
+from ds_seg.planning.hardware import GIB
 
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
 SHARED_MEMORY = Path("/dev/shm")
-_GIB = 2**30
 _MODULES = {"mmcv-full": "mmcv", "mmsegmentation": "mmseg", "opencv-python": "cv2", "pillow": "PIL"}
 _SETUP = "Install what pyproject.toml asks for: make setup."
 
@@ -137,7 +137,7 @@ def check_accelerator() -> Check:
         if not gpus:
             remedy = "Without GPUs set DS_ACCELERATOR=cpu; with GPUs look at nvidia-smi and CUDA_VISIBLE_DEVICES."
             return Check("accelerator", f"{name}, but torch sees no device", BROKEN, remedy)
-        listed = f"{len(gpus)} x {gpus[0].name}, {gpus[0].total_memory / _GIB:.0f} GiB, CUDA {torch.version.cuda}"
+        listed = f"{len(gpus)} x {gpus[0].name}, {gpus[0].total_memory / GIB:.0f} GiB, CUDA {torch.version.cuda}"
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Check("accelerator", listed, OK)
         remedy = "Use --deepspeed-config ds_configs/deepspeed/zero3_fp32.json, or a GPU from Ampere on."
@@ -199,7 +199,7 @@ def check_shared_memory(folder: Path = SHARED_MEMORY) -> Check:
     """Whether data loading workers can hand over their batches."""
     if not folder.is_dir():
         return Check("shared memory", f"no {folder}", NOTE, "Loading workers may fail: set data.workers_per_gpu=0.")
-    free_gib = shutil.disk_usage(folder).free / _GIB
+    free_gib = shutil.disk_usage(folder).free / GIB
     remedy = (
         "batches pass through it: enlarge it (docker run --shm-size=16g, or --ipc=host), or load in the main process: "
         "--cfg-options data.workers_per_gpu=0."
@@ -215,9 +215,7 @@ def check_machine() -> Check:
     from ds_seg.host_memory import measure_free_bytes
 
     cores = f"{os.cpu_count()} cores ({distributed.usable_cores()} usable)"
-    memory = (
-        f"{psutil.virtual_memory().total / _GIB:.0f} GiB memory ({measure_free_bytes() / _GIB:.0f} free to this job)"
-    )
+    memory = f"{psutil.virtual_memory().total / GIB:.0f} GiB memory ({measure_free_bytes() / GIB:.0f} free to this job)"
     return Check("machine", f"{cores}, {memory}", OK)
 
 
@@ -230,7 +228,7 @@ def check_work_dir(work_dir: Path) -> Check:
     except OSError as error:
         remedy = "Choose another --work-dir, or make it writable."
         return Check("work dir", f"{work_dir.absolute()} can't be written: {error}", BROKEN, remedy)
-    free_gib = shutil.disk_usage(existing).free / _GIB
+    free_gib = shutil.disk_usage(existing).free / GIB
     return Check("work dir", f"{work_dir.absolute()}, {free_gib:.0f} GiB free", OK)
 
 

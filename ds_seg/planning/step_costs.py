@@ -11,7 +11,7 @@ import torch
 from ds_seg.config import RunConfig
 from ds_seg.errors import ConfigError
 from ds_seg.models.checkpointing import POLICIES
-from ds_seg.models.head_building import describe
+from ds_seg.models.head_building import describe_error
 from ds_seg.planning.hardware import find_host_ms
 from ds_seg.planning.simulation import (
     BackboneTraces,
@@ -120,8 +120,8 @@ def _explained(run: RunConfig) -> Iterator[None]:
     except Exception as error:  # whatever a head or loss may raise over its arguments, or over tensors without data
         raise ConfigError(
             f"The memory of the model's heads and losses can't be planned: on {run.train_crop_px[0]}x"
-            f"{run.train_crop_px[1]} px crops without data they fail ({describe(error)}). Correct them in the model "
-            "config; or, if they work on real data alone, leave nothing to the plan: set checkpointing to "
+            f"{run.train_crop_px[1]} px crops without data they fail ({describe_error(error)}). Correct them in the "
+            "model config; or, if they work on real data alone, leave nothing to the plan: set checkpointing to "
             f"{', '.join(POLICIES[:-1])} or {POLICIES[-1]}, and in the DeepSpeed JSON a number for every size that is "
             '"auto".'
         ) from error

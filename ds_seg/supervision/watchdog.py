@@ -109,8 +109,8 @@ class Watchdog:
         if any(seconds > _GONE_GRACE_S for seconds in self._gone_s.values()) and distributed.claim_failure_report():
             names = ", ".join(f"rank {rank}" for rank in gone)
             distributed.notify(
-                f"{names} of {distributed.world_size()} ended without a word: killed, crashed, or out of memory. "
-                f"The other ranks end too. {_REMEDY}"
+                f"{names} of {distributed.world_size()} ended without reporting a failure: killed, crashed, or out of "
+                f"memory. The other ranks end too. {_REMEDY}"
             )
             distributed.end_all_ranks(EXIT_FAULT)
 

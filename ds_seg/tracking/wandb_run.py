@@ -191,7 +191,7 @@ def start_wandb(
             warn(f"wandb could not go online ({error}); recording offline.")
             wandb.teardown()  # the service process still holds the run's id
             run = _init(work_dir, settings, run_config, run_id, "offline")
-    except Exception as error:  # as in WandbRun._attempt
+    except Exception as error:  # as in WandbRun._work
         warn(f"wandb could not be started ({type(error).__name__}: {error}). Training goes on without it.")
         return None
     folder = run.settings.sync_dir

@@ -170,6 +170,16 @@ def test_agree_returns_the_result_or_raises_the_users_error(environment):
         distributed.agree(fail)
 
 
+def test_agree_on_main_returns_what_the_main_rank_read_or_raises_the_users_error(environment):
+    assert distributed.agree_on_main(lambda: 3) == 3
+
+    def fail():
+        raise ConfigError("no such file")
+
+    with pytest.raises(ConfigError, match="no such file"):
+        distributed.agree_on_main(fail)
+
+
 def test_agree_does_not_swallow_a_fault(environment):
     with pytest.raises(ZeroDivisionError):
         distributed.agree(lambda: 1 // 0)

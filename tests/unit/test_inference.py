@@ -137,7 +137,7 @@ def test_a_batch_in_one_array(model):
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        ("gpu", r"device='gpu' is no device\. Use 'cpu', 'cuda' or 'cuda:N'\."),
+        ("gpu", r"device='gpu' is not a device\. Use 'cpu', 'cuda' or 'cuda:N'\."),
         ("cuda:99", r"device='cuda:99' can't be used: this process sees \d+ GPUs\. Use another one, or 'cpu'\."),
         ("meta", r"device='meta' can't be used"),
     ],
@@ -167,7 +167,7 @@ def test_files_that_are_no_exports(tmp_path):
     with pytest.raises(WeightsError, match=r"none\.safetensors does not exist"):
         load_model(tmp_path / "none.safetensors", device="cpu")
     save_file({"a": torch.zeros(2)}, tmp_path / "plain.safetensors")
-    with pytest.raises(WeightsError, match=r"plain\.safetensors is no export of ds-seg"):
+    with pytest.raises(WeightsError, match=r"plain\.safetensors was not exported by ds-seg"):
         load_model(tmp_path / "plain.safetensors", device="cpu")
 
 

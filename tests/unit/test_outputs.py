@@ -40,14 +40,12 @@ def test_what_is_not_there_yet_can_be_written_and_is_not_made(tmp_path):
 
 def test_outputs_of_the_wrong_kind(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        UserError, match=r"--json .* is a folder, and a file is to be written there\. Choose another --j"
-    ):
+    with pytest.raises(UserError, match=r"--json .* is a folder, but must be a file\. Choose another --j"):
         validate_output_file("--json", tmp_path)
     with pytest.raises(UserError, match=r"--out /dev/null is no regular file"):
         validate_output_file("--out", type(tmp_path)("/dev/null"))
     for check in (validate_output_folder, validate_output_file):
-        with pytest.raises(UserError, match=r"--out: .*/file is a file, and a folder is wanted there\. Choose another"):
+        with pytest.raises(UserError, match=r"--out: .*/file is a file, but must be a folder\. Choose another"):
             check("--out", tmp_path / "file" / "masks")
 
 
@@ -73,14 +71,14 @@ def test_a_disk_that_refuses_while_it_is_written(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate", "c.py", "w", "--out", "{folder}"], "is a folder, and a file"),
-        (["predict", "c.py", "w", "i", "--out", "{file}"], "is a file, and a folder"),
-        (["export", "c.py", "w", "--format", "mmseg", "--out", "{file}/a.pth"], "is a file, and a folder"),
-        (["doctor", "--json", "{folder}"], "is a folder, and a file"),
-        (["doctor", "c.py", "--json", "{file}/a.json"], "is a file, and a folder"),
-        (["plan", "demo", "--gpus", "1", "--out", "{folder}"], "is a folder, and a file"),
-        (["plan", "demo", "--gpus", "1", "--json", "{file}/a"], "is a file, and a folder"),
-        (["plan", "demo", "--sweep", "1", "--chart", "{folder}"], "is a folder, and a file"),
+        (["evaluate", "c.py", "w", "--out", "{folder}"], "is a folder, but must be a file"),
+        (["predict", "c.py", "w", "i", "--out", "{file}"], "is a file, but must be a folder"),
+        (["export", "c.py", "w", "--format", "mmseg", "--out", "{file}/a.pth"], "is a file, but must be a folder"),
+        (["doctor", "--json", "{folder}"], "is a folder, but must be a file"),
+        (["doctor", "c.py", "--json", "{file}/a.json"], "is a file, but must be a folder"),
+        (["plan", "demo", "--gpus", "1", "--out", "{folder}"], "is a folder, but must be a file"),
+        (["plan", "demo", "--gpus", "1", "--json", "{file}/a"], "is a file, but must be a folder"),
+        (["plan", "demo", "--sweep", "1", "--chart", "{folder}"], "is a folder, but must be a file"),
         (["predict", "c.py", "w", "i", "--out", "{folder}", "--opacity", "3"], r"--opacity: got 3, want 0 to 1\."),
         (["predict", "c.py", "w", "i", "--out", "{folder}", "--opacity", "nan"], r"--opacity: got nan, want 0 to 1\."),
         (["evaluate", "c.py", "w", "--window-batch", "0"], r"--window-batch: got 0, want at least 1\."),

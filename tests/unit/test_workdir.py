@@ -132,7 +132,7 @@ def test_a_work_dir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"Work dir .*file.run can't be written: .*Choose another --work-dir"):
         workdir.open_work_dir(run_in(tmp_path / "file" / "run"), TrainingState(), None)
-    with pytest.raises(UserError, match=r"--work-dir: .*file is a file, and a folder is wanted there\. Choose another"):
+    with pytest.raises(UserError, match=r"--work-dir: .*file is a file, but must be a folder\. Choose another"):
         workdir.find_resume_point(run_in(tmp_path / "file" / "run"))
 
 

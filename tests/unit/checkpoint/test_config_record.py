@@ -39,14 +39,14 @@ def test_changes_are_named_with_both_values(saved, tmp_path):
     assert describe_changes(saved, run_in(tmp_path, **changes)) == (
         "the config is not the one that step_000005 was saved with: runner.max_iters 300 -> 7, "
         'data.train.pipeline[0].color_type (none) -> "gray", evaluation.window_batch (none) -> 3. '
-        "What is there now holds"
+        "The run uses the new values"
     )
 
 
 def test_a_long_list_is_cut(saved, tmp_path):
     changes = {f"model.backbone.{key}": "x" * 99 for key in "abcdefghijkl"}
     text = describe_changes(saved, run_in(tmp_path, **changes))
-    assert text.count("->") == 8 and ", and 4 more. What is there now holds" in text
+    assert text.count("->") == 8 and ", and 4 more. The run uses the new values" in text
     assert f'model.backbone.a (none) -> "{"x" * 36}...' in text
 
 
@@ -54,11 +54,11 @@ def test_a_config_that_is_gone_or_of_another_run_is_not_compared(saved, tmp_path
     run = run_in(tmp_path, resume="auto", **{"runner.max_iters": 7})
     assert find_resume_point(run) == saved
     open_work_dir(run, TrainingState(step=5), saved)
-    assert "saved with: runner.max_iters 300 -> 7. What is there now holds\n" in capsys.readouterr().out
+    assert "saved with: runner.max_iters 300 -> 7. The run uses the new values\n" in capsys.readouterr().out
     text = describe_changes(saved, run_in(tmp_path, **{"runner.max_iters": 8}))
-    assert text.endswith(f"{tmp_path / CONFIG_FILE} is of another run, so it can't be told what has changed")
+    assert text.endswith(f"{tmp_path / CONFIG_FILE} is of another run, so what has changed is not known")
     (tmp_path / CONFIG_FILE).write_text("model = dict(")
-    assert describe_changes(saved, run).endswith("can't be read, so it can't be told what has changed")
+    assert describe_changes(saved, run).endswith("can't be read, so what has changed is not known")
 
 
 def test_variables_of_a_config_file_are_not_recorded():

@@ -64,7 +64,7 @@ def test_a_head_with_another_number_of_classes_than_the_dataset():
 
 
 def test_a_file_that_is_no_export():
-    with pytest.raises(WeightsError, match=r"w\.pth is no export of ds-seg.*ds-seg export CONFIG CHECKPOINT"):
+    with pytest.raises(WeightsError, match=r"w\.pth was not exported by ds-seg.*ds-seg export CONFIG CHECKPOINT"):
         read_description("w.pth", {"CLASSES": CLASSES})
 
 

@@ -86,7 +86,7 @@ def test_a_truncated_file_is_named_with_both_sizes(folder):
 def test_a_missing_file_is_named_and_other_checkpoints_are_offered(folder):
     (folder / "state.json").unlink()
     with pytest.raises(
-        CheckpointError, match=r"state\.json is missing\. There is no other one beside it: start anew\."
+        CheckpointError, match=r"state\.json is missing\. There is no other checkpoint beside it: start over\."
     ):
         verify_all(folder, 1)
     for step in (5, 20):

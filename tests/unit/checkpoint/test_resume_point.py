@@ -63,7 +63,7 @@ def test_auto_does_not_start_anew_where_checkpoints_are_damaged(tmp_path, warnin
     make_checkpoint(tmp_path, 10)
     folder = make_checkpoint(tmp_path, 20, keep=1)
     DAMAGES[damage][0](folder) if damage != "swapped" else flip_bit(folder)
-    with pytest.raises(CheckpointError, match=r"none of the 1 checkpoints in .* is whole; .*without --resume"):
+    with pytest.raises(CheckpointError, match=r"none of the 1 checkpoints in .* is complete; .*without --resume"):
         choose_resume_point(tmp_path, "auto", warnings.append)
     assert len(warnings) == 1
 

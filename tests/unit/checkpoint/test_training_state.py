@@ -59,7 +59,7 @@ def test_another_model_is_refused_by_the_first_parameter_that_differs(tmp_path, 
 def test_a_state_file_that_is_not_the_one_saved_is_named(tmp_path, content, fault):
     state = make_checkpoint(tmp_path, 5, '{"seed": 0}') / STATE_FILE
     state.unlink() if content is None else state.write_text(content)
-    with pytest.raises(CheckpointError, match=rf"step_000005 is damaged: state\.json {fault}\. .* start anew"):
+    with pytest.raises(CheckpointError, match=rf"step_000005 is damaged: state\.json {fault}\. .* start over"):
         read_state(state.parent)
 
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 
 from ds_seg.config import CONFIGS_ROOT, RunOptions, build_run_config, read_config_file
+from ds_seg.config.data_section import evaluation_role
 from ds_seg.config.overrides import parse_overrides
 from ds_seg.errors import ConfigError
 from ds_seg.session import enable_test_time_augmentation
@@ -64,3 +65,9 @@ def test_loader_sections_name_the_keys_to_use(key):
         ConfigError, match=rf"1 fault .*\n.*data\.{key}: is not read\. .*samples_per_gpu and workers_per"
     ):
         build(f"data.{key}.samples_per_gpu=2")
+
+
+@pytest.mark.parametrize("test", [None, {}, []])
+def test_evaluations_read_val_where_there_is_no_test(test):
+    assert evaluation_role({"test": test, "val": {"type": "A"}}) == evaluation_role({"val": {"type": "A"}}) == "val"
+    assert evaluation_role({"test": {"type": "B"}, "val": {"type": "A"}}) == "test"

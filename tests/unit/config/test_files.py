@@ -32,7 +32,7 @@ def test_a_base_may_be_computed_and_is_checked_all_the_same(tmp_path):
     write(tmp_path, "data.py", DEMO + "my_lr = 3e-4\noptimizer = dict(lr=my_lr)")
     assert read_config_file(child, {}).optimizer.lr == 3e-4
     write(tmp_path, "data.py", DEMO + "evalution = dict(")
-    with pytest.raises(ConfigError, match=r"data\.py line 2 is no Python: '\(' was never closed"):
+    with pytest.raises(ConfigError, match=r"data\.py line 2 is not valid Python: '\(' was never closed"):
         read_config_file(child, {})
 
 
@@ -59,6 +59,8 @@ def test_bases_in_a_circle_are_named(tmp_path):
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01", b"model = 1\x00"])
 def test_a_binary_file_is_no_config(tmp_path, content):
     (tmp_path / "mine.py").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"mine\.py( line 1)? is no Python: \S+ .*\. If the file was cut") as caught:
+    with pytest.raises(
+        ConfigError, match=r"mine\.py( line 1)? is not valid Python: \S+ .*\. If the file was cut"
+    ) as caught:
         read_config_file(tmp_path / "mine.py", {})
     assert "None" not in str(caught.value)

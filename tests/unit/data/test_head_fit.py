@@ -28,7 +28,7 @@ def test_what_fits_is_not_told_of(make_cfg):
     ("head", "changes", "message"),
     [
         ({"num_classes": 12}, {}, r"num_classes is 12, but data\.train .* has 11 classes.*num_classes=11"),
-        ({"num_classes": 1}, {"classes": ["road"]}, r"num_classes is 1: with nothing to tell 'road' from.*=2\)"),
+        ({"num_classes": 1}, {"classes": ["road"]}, r"num_classes is 1: with no class beside 'road'.*=2\)"),
         (
             {"num_classes": 2},
             {"type": "CustomDataset", "classes": ["sky", "building"], "palette": [[1, 2, 3]]},

@@ -60,18 +60,6 @@ def test_rows_are_ground_truth_and_columns_predictions():
     assert confusion.counts_KK[0, 2] == 1
 
 
-def test_merging_equals_counting_in_one():
-    pairs = make_maps(1)
-    whole, merged = ConfusionMatrix(7), ConfusionMatrix(7)
-    for prediction, label in pairs:
-        whole.update(prediction, label)
-        part = ConfusionMatrix(7)
-        part.update(prediction, label)
-        merged.merge(part)
-
-    assert torch.equal(merged.counts_KK, whole.counts_KK)
-
-
 def test_counts_stay_exact_where_float32_sums_lose_pixels():
     confusion = ConfusionMatrix(2)
     confusion.counts_KK[0, 0] = 2**24

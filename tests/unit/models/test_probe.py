@@ -153,7 +153,7 @@ def test_parameters_without_gradient_are_named():
         ),
         (
             {"decode_head": {**FCN, "type": "FlatHead"}},
-            r"it predicts \(2, 5\), where \(images, 5, height, width\) is w",
+            r"its logits have shape \(2, 5\), want \(images, 5, height, width\)",
         ),
     ],
 )

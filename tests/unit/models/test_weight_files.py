@@ -133,7 +133,7 @@ def test_missing_and_foreign_paths(tmp_path):
 def test_files_of_another_kind(tmp_path, content):
     """Torch's unpickler takes them for instructions, and raises whatever these lead to."""
     (tmp_path / "train.txt").write_bytes(content)
-    with pytest.raises(WeightsError, match=r"train\.txt can't be read .* no weight file"):
+    with pytest.raises(WeightsError, match=r"train\.txt can't be read .* not a weight file"):
         WeightFiles(tmp_path / "train.txt")
 
 

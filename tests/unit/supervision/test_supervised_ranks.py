@@ -67,7 +67,7 @@ def test_a_dead_rank_takes_the_others_down_although_they_wait_in_no_collective(t
         codes, seconds = ranks.wait()
         assert codes[killed] == -signal.SIGKILL and codes[1 - killed] == 1, ranks.log()
         assert seconds < _GONE_GRACE_S + 6
-        assert f"rank {killed} of 2 ended without a word" in ranks.log()
+        assert f"rank {killed} of 2 ended without reporting a failure" in ranks.log()
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
