@@ -111,13 +111,13 @@ def open_work_dir(run: RunConfig, state: TrainingState, resume_from: Path | None
 def _on_main(work_dir: Path, change: Callable[[], T]) -> T:
     """Let global rank 0 change the work dir; a collective over all ranks, who all get the result or the failure."""
 
-    def try_to() -> T | None:
+    def try_to() -> T:
         try:
-            return change() if distributed.is_main() else None
+            return change()
         except OSError as error:
             raise UserError(f"Work dir {work_dir} can't be written: {error}. Choose another --work-dir.") from error
 
-    return distributed.broadcast_object(distributed.agree(try_to))  # type: ignore[return-value]
+    return distributed.agree_on_main(try_to)
 
 
 def _warn(text: str) -> None:

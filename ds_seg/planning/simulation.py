@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import ds_seg.openmmlab  # noqa: F401  (before mmcv)
 from ds_seg.models.backbone_building import build_backbone
+from ds_seg.models.heads import list_losses
 from ds_seg.models.probe import draw_features
 from ds_seg.models.sync_batchnorm import SyncBatchNorm
 from ds_seg.planning.allocations import AllocationTracker
@@ -149,7 +150,7 @@ def simulate_heads(model_cfg: Mapping[str, Any], setting: StepSetting) -> Trace:
             tracker.enter(HEAD)
             entries = heads.losses(features, [{}] * setting.micro_batch, labels_B1HW)
             kept, forward_flops = Counter(tracker.live), tracker.flops
-            torch.stack([value for name, value in entries.items() if "loss" in name]).sum().backward()
+            torch.stack(list_losses(entries)).sum().backward()
     return Trace(kept, tracker.peaks[HEAD], Counter(forward=forward_flops, all=tracker.flops))
 
 
