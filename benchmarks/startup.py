@@ -1,6 +1,6 @@
 """What a start costs: seconds and processor time from the command to the end of the first step of the demo, by part.
 
-It starts two CPU processes as `ds-seg demo` does (or torchrun, or one alone), and the commands that need no training.
+It starts two CPU processes under `deepspeed` (or torchrun, or one alone), and the commands that need no training.
 `--against FOLDER` takes turns with another checkout of the project: busy machines slow both. Processor time counts user
 and system time of all processes that a command starts.
 """

@@ -1,6 +1,7 @@
 """The demo, as a newcomer runs it: real size, the deepspeed launcher, wandb offline."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from command_line import environment
+from ds_seg.commands.demo import _prepare_launch
 from ds_seg.tracking.metrics_log import read_metrics
 
 
@@ -26,7 +28,7 @@ def demo(device, tmp_path_factory):
 
 def test_the_summary_holds_what_the_demo_promises(demo, device):
     summary = json.loads((demo[0] / "summary.json").read_text())
-    processes = 2 if device == "cpu" else torch.cuda.device_count()
+    processes = 2 if device == "cpu" else max(n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count())
     assert summary["status"] == "completed" and summary["zero_stage"] == 3 and summary["world_size"] == processes
     backbone, head = summary["backbone"], summary["head"]
     assert backbone["dtype"] == "bfloat16" and backbone["trainable"] == backbone["parameters"] > 2_500_000
@@ -54,3 +56,12 @@ def test_the_metrics_have_the_promised_keys(demo):
     assert all(wanted <= set(row) for row in steps) and steps[-1]["step"] == 300
     assert any("eval/mIoU" in row and "eval/IoU/tree" in row for row in rows)
     assert steps[-1]["loss"] < steps[0]["loss"] / 2
+
+
+@pytest.mark.parametrize(("gpus", "processes"), [(0, 2), (1, 1), (3, 2), (7, 4), (8, 8), (16, 8)])
+def test_it_starts_as_many_processes_as_share_its_batch(monkeypatch, gpus, processes):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    env = {k: v for k, v in os.environ.items() if k not in ("DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES")}
+    monkeypatch.setattr(os, "environ", env)
+    assert _prepare_launch()[0] == processes
+    assert env.get("DS_ACCELERATOR") == (None if gpus else "cpu")

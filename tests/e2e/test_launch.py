@@ -33,6 +33,7 @@ def test_usage_and_a_missing_hostfile_are_said_with_code_2(tmp_path):
     assert launch("train.sh").returncode == 2 and "HOSTFILE=hosts" in launch("train.sh").stderr
     missing = launch("train.sh", "demo", HOSTFILE=str(tmp_path / "hosts"))
     assert missing.returncode == 2 and "hosts' does not exist" in missing.stderr
+    assert launch("train.sh", "demo", NUM_GPUS="none").returncode == 2
     assert launch("slurm.sh", SLURM_SUBMIT_DIR=str(ROOT)).returncode == 2
 
 

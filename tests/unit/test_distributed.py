@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ds_seg import distributed
-from ds_seg.distributed import ending, world
+from ds_seg.distributed import ending, launching, world
 from ds_seg.distributed.world import complete_environment
 from ds_seg.errors import ConfigError, UserError
 
@@ -296,3 +296,53 @@ def test_deepspeeds_shared_memory_op_is_left_out():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("chosen", "found", "gpus"),
+    [
+        (None, 3, ["0", "1", "2"]),
+        ("4,5", 2, ["4", "5"]),
+        ("GPU-8932f937-d72c,MIG-a6d0c1f2", 2, ["GPU-8932f937-d72c", "MIG-a6d0c1f2"]),
+        ("1,-1,2", 1, ["1"]),
+        ("", 0, []),
+    ],
+)
+def test_the_gpus_of_this_machine_are_those_that_the_shell_chose(environment, monkeypatch, chosen, found, gpus):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    environment.pop("DS_ACCELERATOR", None)
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    environment.update({} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen})
+    assert launching.list_gpus() == gpus
+    environment["DS_ACCELERATOR"] = "cpu"
+    assert launching.list_gpus() == []
+
+
+@pytest.mark.parametrize(("asked", "gpus", "count"), [(None, 4, 4), ("", 0, 1), ("2", 4, 2), ("6", 0, 6)])
+def test_as_many_processes_are_started_as_asked_for(environment, asked, gpus, count):
+    environment.pop("NUM_GPUS", None)
+    environment.update({} if asked is None else {"NUM_GPUS": asked})
+    assert launching.count_processes(["0"] * gpus) == count
+
+
+@pytest.mark.parametrize(("asked", "gpus"), [("5", 4), ("0", 0), ("two", 2)])
+def test_a_number_of_gpus_that_can_not_be_is_refused(environment, asked, gpus):
+    environment["NUM_GPUS"] = asked
+    with pytest.raises(UserError, match=rf"NUM_GPUS={asked}: want a number of processes"):
+        launching.count_processes(["0"] * gpus)
+
+
+def test_ranks_see_the_gpus_that_the_shell_chose_and_hand_their_exit_code_on(tmp_path):
+    """A stand-in for ds_seg, under DeepSpeed's real launcher."""
+    (tmp_path / "ds_seg.py").write_text(
+        "import os, pathlib, sys, time\n"
+        "seen = ' '.join([os.environ['CUDA_VISIBLE_DEVICES'], *sys.argv[2:]])\n"
+        "pathlib.Path(os.environ['RANK']).write_text(seen)\n"
+        "while not pathlib.Path('1').exists(): time.sleep(0.1)\n"
+        "sys.exit(75 if os.environ['RANK'] == '0' else 0)\n"
+    )
+    command = [*launching.build_launcher(2, ["4", "GPU-8932f937", "MIG-a6d0"]), "train", "a run"]
+    env = {**os.environ, "PYTHONPATH": "", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75, done.stderr
+    assert {(tmp_path / rank).read_text() for rank in "01"} == {"4,GPU-8932f937 train a run"}
