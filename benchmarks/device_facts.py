@@ -15,12 +15,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+from ds_seg.versions import find_versions
 
 GIB = 2**30
 _PACKAGES = ("ds_seg", "torch", "triton", "torchvision", "deepspeed", "mmcv-full", "mmsegmentation", "numpy")
@@ -78,11 +79,7 @@ def describe_versions() -> dict[str, str]:
         "kernel": platform.release(),
         "libc": " ".join(platform.libc_ver()),
     }
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
+    versions |= find_versions(_PACKAGES)
     if torch.cuda.is_available():
         versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
         versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))

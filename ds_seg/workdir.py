@@ -6,7 +6,6 @@ import os
 import platform
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,12 +27,22 @@ from ds_seg.config import RunConfig
 from ds_seg.errors import UserError
 from ds_seg.files import validate_output_folder, write_text_atomic
 from ds_seg.tracking.files import write_json_atomic
+from ds_seg.versions import find_versions
 
 from mmcv import Config  # isort: skip
 
 T = TypeVar("T")
 
-_PACKAGES = ("torch", "deepspeed", "mmcv-full", "mmsegmentation", "wandb", "numpy", "opencv-python")
+_PACKAGES = (
+    "torch",
+    "deepspeed",
+    "mmcv-full",
+    "mmsegmentation",
+    "wandb",
+    "numpy",
+    "opencv-python",
+    "opencv-python-headless",
+)
 _OUTPUTS = ("checkpoints", "metrics.jsonl", "summary.json", "report.html", "predictions", "stacks", "wandb_run_id")
 """What tells of an earlier run."""
 _DESCRIPTION = (CONFIG_FILE, "deepspeed.json", "environment.json", "loss_curve.png")
@@ -180,5 +189,5 @@ def describe_environment(run: RunConfig) -> dict[str, object]:
         "world_size": run.world_size,
         "backend": distributed.backend(),
         "seed": run.seed,
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": find_versions(_PACKAGES),
     }

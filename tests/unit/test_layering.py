@@ -8,7 +8,7 @@ import pytest
 import ds_seg
 
 ROOMS = (
-    "errors files collector host_memory openmmlab distributed supervision config data models engine evaluation"
+    "errors files collector versions host_memory openmmlab distributed supervision config data models engine evaluation"
     " checkpoint inference tracking planning session predictions loop rollback summary workdir_lock workdir "
     "resumption commands __main__"
 ).split()

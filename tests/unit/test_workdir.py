@@ -1,4 +1,5 @@
 import os
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
@@ -21,6 +22,19 @@ def test_a_fresh_work_dir_is_described(tmp_path):
     assert names == {"checkpoints", "config.py", "deepspeed.json", "environment.json"}
     again = build_run_config(RunOptions(str(tmp_path / "run" / "config.py")), 2)
     assert again.optimizer == run_in(tmp_path).optimizer
+
+
+def test_a_package_that_is_not_installed_is_recorded_as_such(tmp_path, monkeypatch):
+    """opencv-python-headless may be there in its place."""
+
+    def version(name):
+        if name == "opencv-python":
+            raise PackageNotFoundError(name)
+        return "4.9"
+
+    monkeypatch.setattr("ds_seg.versions.version", version)
+    packages = workdir.describe_environment(run_in(tmp_path))["packages"]
+    assert packages["opencv-python"] == "not installed" and packages["opencv-python-headless"] == "4.9"
 
 
 def test_an_earlier_run_is_set_aside_and_not_lost(tmp_path, capsys):
