@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def launch(script, *arguments, **env):
     return subprocess.run(
         ["bash", str(ROOT / "launch" / script), *map(str, arguments)],
-        env=environment(WANDB_MODE="disabled", **env),
+        env=environment(**{"WANDB_MODE": "disabled", **env}),
         capture_output=True,
         text=True,
         timeout=180,
@@ -35,6 +36,42 @@ def test_usage_and_a_missing_hostfile_are_said_with_code_2(tmp_path):
     assert missing.returncode == 2 and "hosts' does not exist" in missing.stderr
     assert launch("train.sh", "demo", NUM_GPUS="none").returncode == 2
     assert launch("slurm.sh", SLURM_SUBMIT_DIR=str(ROOT)).returncode == 2
+
+
+def put(script, text):
+    script.write_text(f"#!/bin/bash\n{text}\n")
+    script.chmod(0o755)
+
+
+def test_several_machines_get_the_settings_of_this_shell(tmp_path):
+    """DeepSpeed's own front end, with stand-ins for ssh and pdsh: what a remote shell would make of it."""
+    put(tmp_path / "ssh", "echo 10.0.0.7")
+    put(tmp_path / "pdsh", f'for argument in "$@"; do echo "$argument"; done > {tmp_path}/called')
+    hosts = tmp_path / "hosts"
+    hosts.write_text("node7 slots=2\nnode8 slots=2\n")
+    (tmp_path / ".deepspeed_env").write_text("OWN=1\nWANDB_MODE=offline\n")
+    odd = '/data/$HOME `id` "ADE" \\20K\'s'
+    shell = {"ADE20K_ROOT": odd, "WANDB_API_KEY": "k3y", "OMP_NUM_THREADS": "12", "TORCH_EXTENSIONS_DIR": "/ext"}
+    shell |= {"UNRELATED": "1", "HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = launch("train.sh", "demo", "--seed", "3", HOSTFILE=str(hosts), **shell)
+    assert done.returncode == 0, done.stderr
+    exports, *command = (tmp_path / "called").read_text().splitlines()[5:]
+    told = subprocess.run(
+        ["env", "-i", "/bin/bash", "-c", f"{exports} env"], capture_output=True, text=True, check=True
+    )
+    remote = dict(line.split("=", 1) for line in told.stdout.splitlines())
+    assert {name: remote.get(name) for name in shell} == {**shell, "UNRELATED": None, "HOME": None}
+    assert (remote["OWN"], remote["WANDB_MODE"], remote["DS_ACCELERATOR"]) == ("1", "offline", "cpu")
+    assert command[-4:] == ["train", "demo", "--seed", "3"]
+
+
+def test_several_machines_need_pdsh(tmp_path):
+    for program in ("bash", "dirname", "grep"):
+        (tmp_path / program).symlink_to(shutil.which(program))
+    hosts = tmp_path / "hosts"
+    hosts.write_text("node7 slots=2\nnode8 slots=2\n")
+    done = launch("train.sh", "demo", HOSTFILE=str(hosts), PATH=str(tmp_path))
+    assert done.returncode == 2 and "pdsh, which is not installed here" in done.stderr
 
 
 @pytest.mark.parametrize("option", [("--resume", "step_000100"), ("--resume=best",)])
