@@ -64,24 +64,31 @@ def expect_cpu_adam(log: Callable[[str], None]) -> None:
         log: told that it is going to be compiled, and of a lock that it will wait for.
 
     Raises:
-        ConfigError: there is no compiler, or a lock that is too old to be that of a build that goes on.
+        ConfigError: there is no compiler or no ninja, which looks at a finished build too, the folder of operators
+            can't be written, or has a lock that is too old to be that of a build that goes on.
     """
     from deepspeed.git_version_info import installed_ops
     from torch.utils.cpp_extension import _get_build_directory
 
     if installed_ops.get(CPU_ADAM):
         return
-    folder = Path(_get_build_directory(CPU_ADAM, verbose=False))
     needed = "offload_optimizer needs DeepSpeed's CPU optimizer"
+    try:
+        folder = Path(_get_build_directory(CPU_ADAM, verbose=False))
+    except OSError as error:
+        raise ConfigError(
+            f"{needed}, whose folder can't be made: {error}. Name one that can: TORCH_EXTENSIONS_DIR=/folder"
+        ) from error
     for lock in find_build_locks(folder):
         if lock.stale:
             raise ConfigError(f"{needed}, and a build of it that was killed left a lock: {lock}. {lock.remedy}")
         log(f"{needed}: waiting for a build of it, {lock}. {lock.remedy}")
-    if (folder / f"{CPU_ADAM}.so").exists():
-        return
-    if missing := missing_build_tools():
+    built = (folder / f"{CPU_ADAM}.so").exists()
+    if missing := [tool for tool in missing_build_tools() if tool == "ninja" or not built]:
         raise ConfigError(
-            f"{needed}, which is compiled at its first use: no {' and no '.join(missing)} found. "
+            f"{needed}, which is compiled at its first use and looked at with ninja at each: no "
+            f"{' and no '.join(missing)} found on PATH. "
             "Install g++ and ninja, or use a DeepSpeed JSON without offload_optimizer."
         )
-    log(f"{needed}: it is compiled now, once for this environment, which takes about a minute")
+    if not built:
+        log(f"{needed}: it is compiled now, once for this environment, which takes about a minute")

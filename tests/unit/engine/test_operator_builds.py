@@ -58,8 +58,23 @@ def test_a_lock_of_another_operator_is_no_matter(folder: Path) -> None:
 def test_no_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(folder))
     with pytest.raises(
-        ConfigError, match=r"no .* and no ninja found\. Install g\+\+ and ninja, or use .* without offl"
+        ConfigError, match=r"no .* and no ninja found on PATH\. Install g\+\+ and ninja, or use .* without offl"
     ):
         expect_cpu_adam(print)
+
+
+def test_a_finished_build_needs_ninja_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir()
     (folder / "cpu_adam.so").touch()
+    monkeypatch.setenv("PATH", str(folder))
+    with pytest.raises(ConfigError, match=r"no ninja found on PATH"):
+        expect_cpu_adam(print)
+    (folder / "ninja").touch(mode=0o755)
     expect_cpu_adam(print)
+
+
+def test_a_folder_that_can_not_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"can't be made: .*Not a directory.* TORCH_EXTENSIONS_DIR=/folder"):
+        expect_cpu_adam(print)
