@@ -97,13 +97,23 @@ def run(args: argparse.Namespace) -> int:
 
 def _settle(run: RunConfig) -> RunConfig:
     """The run with values for what its config leaves "auto" and memory decides; a collective over all ranks."""
-    from ds_seg.planning.fitting import apply_fit, choose_fit, measure_memory_gib, needs_fitting
+    from ds_seg.planning.fitting import apply_fit, choose_fit, measure_room, needs_fitting
 
     device = distributed.device()
     if not needs_fitting(run, device.type):
         return run
-    memory_gib = measure_memory_gib(device)
-    fit = distributed.agree_on_main(lambda: choose_fit(run, memory_gib=memory_gib, device_type=device.type))
+    room = measure_room(device)
+    fit = distributed.agree_on_main(
+        lambda: choose_fit(
+            run,
+            memory_gib=room.process_gib,
+            device_type=device.type,
+            host_memory_gib=room.host_gib,
+            nodes=room.nodes,
+        )
+    )
+    if fit.warning:
+        distributed.print_on_main(fit.warning)
     return apply_fit(run, fit)
 
 

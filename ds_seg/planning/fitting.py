@@ -35,18 +35,33 @@ def needs_fitting(run: RunConfig, device_type: str) -> bool:
     return wants_policy(run) or (bool(run.auto_sizes) and device_type != "cpu")
 
 
-def measure_memory_gib(device: torch.device) -> float:
-    """Memory that each process can count on: of the smallest GPU, or its share of what a host has free.
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """What the processes of a run find free."""
 
-    A collective over all ranks.
-    """
-    if device.type == "cpu":
-        own = (platform.node(), measure_free_bytes() / GIB)
-    else:
-        own = ("", torch.cuda.get_device_properties(device).total_memory / GIB)
-    found = distributed.gather_objects(own)
-    processes = Counter(node for node, _ in found if node)
-    return min(gib / processes.get(node, 1) for node, gib in found)
+    process_gib: float
+    """Of the fullest GPU, or a process's share of what the fullest host has."""
+    host_gib: float
+    """Of the fullest host."""
+    nodes: int
+
+
+def measure_room(device: torch.device) -> Room:
+    """Measure memory on every node; a collective over all ranks."""
+    gpu_gib = None if device.type == "cpu" else _measure_gpu_gib(device)
+    found = distributed.gather_objects((platform.node(), measure_free_bytes() / GIB, gpu_gib))
+    processes = Counter(node for node, _, _ in found)
+    return Room(
+        min(host / processes[node] if gpu is None else gpu for node, host, gpu in found),
+        min(host for _, host, _ in found),
+        len(processes),
+    )
+
+
+def _measure_gpu_gib(device: torch.device) -> float:
+    """A GPU's memory without what others take of it; this process's own context counts in every plan."""
+    free, total = torch.cuda.mem_get_info(device)
+    return min(total, free + torch.cuda.memory_reserved(device) + Hardware.context_gib * GIB) / GIB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +73,21 @@ class Fit:
     deepspeed: dict[str, Any]
     note: str
     """For the log."""
+    warning: str
+    """Before anything is built; empty where nothing is lacking."""
 
 
-def choose_fit(run: RunConfig, *, memory_gib: float, device_type: str) -> Fit:
+def choose_fit(
+    run: RunConfig, *, memory_gib: float, device_type: str, host_memory_gib: float | None = None, nodes: int = 1
+) -> Fit:
     """Choose the checkpointing policy and the sizes of ZeRO-3 for the memory of a process.
 
     Args:
         run: the run, for its world size.
         memory_gib: of one GPU, or of a process on the CPU; the smallest of all.
         device_type: `cuda` or `cpu`.
+        host_memory_gib: of a node, as in `Hardware`.
+        nodes: that the processes are spread over.
 
     Raises:
         ConfigError: `auto` is asked for, and even `block` needs more memory than there is.
@@ -74,7 +95,9 @@ def choose_fit(run: RunConfig, *, memory_gib: float, device_type: str) -> Fit:
     backbone = run.model.backbone
     own = resolve_policy(backbone.get("checkpointing"), backbone.get("with_cp"))
     policies = POLICIES if wants_policy(run) else (own,)
-    candidates = plan_as_configured(run, policies, memory_gib=memory_gib, device_type=device_type)
+    candidates = plan_as_configured(
+        run, policies, memory_gib=memory_gib, device_type=device_type, host_memory_gib=host_memory_gib, nodes=nodes
+    )
     fitting = [candidate for candidate in candidates if candidate.gpu_spare_gib >= 0]
     if not fitting and wants_policy(run):
         raise ConfigError(_describe_lack(candidates[-1], run))
@@ -84,11 +107,12 @@ def choose_fit(run: RunConfig, *, memory_gib: float, device_type: str) -> Fit:
         dict(run.deepspeed if device_type == "cpu" else chosen.deepspeed),
         f"planned for {memory_gib:.1f} GiB a process: checkpointing '{chosen.checkpointing}', {chosen.gpu_gib:.1f} GiB "
         f"needed{'' if fitting else ', which is more: expect it to run out of memory'}",
+        _warn_of_host(chosen),
     )
 
 
 def plan_as_configured(
-    run: RunConfig, policies: Sequence[str], *, memory_gib: float, device_type: str, **rates: float
+    run: RunConfig, policies: Sequence[str], *, memory_gib: float, device_type: str, **found: Any
 ) -> list[Candidate]:
     """Plans of a run as its batch and its DeepSpeed JSON are, one for each checkpointing policy.
 
@@ -97,11 +121,12 @@ def plan_as_configured(
         policies: those of `models.checkpointing.POLICIES` that are wanted.
         memory_gib: of one GPU, or of a process on the CPU.
         device_type: `cuda` or `cpu`.
-        rates: fields of `Hardware` that were measured.
+        found: other fields of `Hardware` that are known.
     """
     size, on_cpu = measure_model(run.model), device_type == "cpu"
     costs = simulate_costs(run, policies, fused_norms=not on_cpu)
-    hardware = Hardware(run.world_size, 1, memory_gib, **{**(_CPU if on_cpu else {}), **rates})
+    known = {"nodes": 1, **(_CPU if on_cpu else {}), **found}
+    hardware = Hardware(gpus=run.world_size, gpu_memory_gib=memory_gib, **known)
     batch = Batch(run.world_size, run.micro_batch, run.accumulation_steps, run.schedule.max_steps)
     deepspeed = suit_device(run.deepspeed, device_type)
     return [
@@ -117,6 +142,18 @@ def apply_fit(run: RunConfig, fit: Fit) -> RunConfig:
         mmseg = copy.deepcopy(mmseg)
         mmseg.model.backbone.checkpointing = fit.checkpointing
     return dataclasses.replace(run, mmseg=mmseg, deepspeed=fit.deepspeed, notes=(*run.notes, fit.note))
+
+
+def _warn_of_host(candidate: Candidate) -> str:
+    """What an optimizer in host memory finds there, where that is too little."""
+    if not candidate.states.offloaded or candidate.host_spare_gib >= 0:
+        return ""
+    return (
+        f"warning: {candidate.host_gib:.1f} GiB of host memory needed a node, of which "
+        f"{candidate.hardware.host_memory_gib:.1f} GiB are free: expect the system to kill a process. Give the job "
+        "more, offload less of the optimizer (offload_optimizer.ratio), or lower data.workers_per_gpu; `ds-seg plan "
+        "--host-memory GIB` compares them"
+    )
 
 
 def _describe_lack(candidate: Candidate, run: RunConfig) -> str:

@@ -7,6 +7,17 @@ import torch
 
 from ds_seg import distributed
 from ds_seg.commands import train
+from ds_seg.planning import fitting
+
+
+def test_too_little_host_memory_is_told_of_before_anything_is_built(monkeypatch, capsys):
+    monkeypatch.setattr(fitting, "needs_fitting", lambda *_: True)
+    monkeypatch.setattr(fitting, "choose_fit", lambda *_, **room: fitting.Fit(None, {}, "note", f"warning: {room}"))
+    monkeypatch.setattr(fitting, "apply_fit", lambda *_: "settled")
+    monkeypatch.setattr(fitting, "measure_room", lambda _device: fitting.Room(80.0, 32.0, 2))
+    assert train._settle("run") == "settled"
+    said = capsys.readouterr().out
+    assert "'memory_gib': 80.0" in said and "'host_memory_gib': 32.0" in said and "'nodes': 2" in said
 
 
 @pytest.mark.parametrize(

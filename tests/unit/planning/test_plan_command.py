@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import re
 import shlex
 from dataclasses import replace
 
 import pytest
+import torch
 
 from ds_seg.__main__ import main
 from ds_seg.commands import add_commands, plan
@@ -13,8 +15,9 @@ from ds_seg.commands.arguments import run_options
 from ds_seg.config import RunOptions, build_run_config
 from ds_seg.config.files import CONFIGS_ROOT
 from ds_seg.errors import ConfigError, UserError
-from ds_seg.planning.fitting import apply_fit, choose_fit, needs_fitting
-from ds_seg.planning.hardware import Hardware, place
+from ds_seg.planning import fitting
+from ds_seg.planning.fitting import Room, apply_fit, choose_fit, measure_room, needs_fitting
+from ds_seg.planning.hardware import GIB, Hardware, place
 from ds_seg.planning.model_size import measure_model
 from ds_seg.planning.search import Planner
 from ds_seg.planning.step_costs import simulate_costs
@@ -241,6 +244,34 @@ def test_a_gpu_run_gets_sizes_for_its_memory():
     assert needs_fitting(run, "cuda") and not needs_fitting(run, "cpu")
     zero = apply_fit(run, choose_fit(run, memory_gib=80, device_type="cuda")).deepspeed["zero_optimization"]
     assert zero["stage3_max_live_parameters"] > 22_000_000 and "auto" not in zero.values()
+
+
+def test_host_memory_that_an_offloaded_optimizer_lacks_is_told_of():
+    run = build_run_config(
+        RunOptions("demo", deepspeed_config=str(CONFIGS_ROOT / "deepspeed" / "zero3_bf16_offload.json")), 8
+    )
+    on_gpus = {"memory_gib": 80, "device_type": "cuda", "nodes": 2}
+    short = choose_fit(run, host_memory_gib=3.0, **on_gpus).warning
+    need = re.search(r"warning: ([\d.]+) GiB of host memory needed a node, of which 3\.0 GiB are free", short)
+    assert need and 16 < float(need[1]) < 30  # four processes of 4 GiB and their workers
+    assert "offload_optimizer.ratio" in short
+    assert choose_fit(run, host_memory_gib=500.0, **on_gpus).warning == ""
+    resident = build_run_config(RunOptions("demo"), 8)
+    assert choose_fit(resident, host_memory_gib=3.0, **on_gpus).warning == ""
+
+
+@pytest.mark.parametrize(("free", "reserved", "room"), [(70, 0, 71.5), (20, 4, 25.5), (79, 0, 80)])
+def test_what_others_take_of_a_gpu_is_not_counted_on(monkeypatch, free, reserved, room):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: reserved * GIB)
+    monkeypatch.setattr(fitting, "measure_free_bytes", lambda: 32 * GIB)
+    assert measure_room(torch.device("cuda", 0)) == Room(room, 32, 1)
+
+
+def test_processes_share_what_their_host_has_free(monkeypatch):
+    found = [("a", 8.0, None), ("a", 8.0, None), ("b", 6.0, None)]
+    monkeypatch.setattr(fitting.distributed, "gather_objects", lambda _own: found)
+    assert measure_room(torch.device("cpu")) == Room(4.0, 6.0, 2)
 
 
 def test_the_help_lists_the_command(capsys):
