@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.deterministic:
         use_deterministic_algorithms()
-    distributed.initialize()
+    distributed.initialize(watched=True)
     from ds_seg.resumption import resolve_run
     from ds_seg.supervision import supervised
 

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     import torch.distributed as dist
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
+_WATCHED_TIMEOUT = datetime.timedelta(days=365)
 _store: dist.Store | None = None
 
 
-def initialize() -> None:
+def initialize(*, watched: bool = False) -> None:
     """Join the process group, once; a process that nobody launched becomes a world of one.
+
+    Args:
+        watched: a watchdog ends collectives that last too long, and knows better than torch which do.
 
     Raises:
         UserError: the launcher's environment is incomplete, or it left no GPU for this process.
@@ -47,7 +51,9 @@ def initialize() -> None:
     ending.watch_for_the_end(_store)
     if device().type != "cpu":
         _take_gpu()
-    dist.init_process_group(backend(), store=_store, rank=rank(), world_size=world_size(), timeout=COLLECTIVE_TIMEOUT)
+    timeout = _WATCHED_TIMEOUT if watched else COLLECTIVE_TIMEOUT
+    _set_default_timeout(timeout)
+    dist.init_process_group(backend(), store=_store, rank=rank(), world_size=world_size(), timeout=timeout)
     import deepspeed
 
     with _without_shared_memory_op():
@@ -74,6 +80,13 @@ def open_store() -> dist.Store | None:
     """A connection of its own to the rendezvous store, for a thread; None in a world of one."""
     assert _store is not None, "the process group was not joined"
     return _store.clone() if world_size() > 1 else None
+
+
+def _set_default_timeout(timeout: datetime.timedelta) -> None:
+    """Also for the groups that DeepSpeed makes, which names none: torch would give them 10 minutes under NCCL."""
+    from torch.distributed import distributed_c10d
+
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
 
 
 def _take_gpu() -> None:

@@ -282,6 +282,25 @@ def test_a_process_without_a_gpu_of_its_own_ends_all_with_one_message(environmen
     assert "srun without --gpus-per-task" in second.stderr and "GPUs" not in first.stderr
 
 
+@pytest.mark.parametrize(("watched", "wanted"), [(True, "365 days, 0:00:00"), (False, "0:30:00")])
+def test_no_collective_is_cut_before_the_watchdog_judges(watched, wanted):
+    """Those of DeepSpeed's groups either, whose timeout is torch's default."""
+    code = f"""
+        from ds_seg import distributed
+        distributed.initialize(watched={watched})
+        import torch
+        from deepspeed.utils import groups
+        from torch.distributed import distributed_c10d as c10d
+        for group in torch.distributed.group.WORLD, groups._get_data_parallel_group():
+            print(group._get_backend(torch.device("cpu")).options._timeout)
+        print(c10d._get_default_timeout("nccl"))
+        distributed.shutdown()
+    """
+    (done,) = run_python(textwrap.dedent(code), {})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-3:] == [wanted] * 3
+
+
 def test_deepspeeds_shared_memory_op_is_left_out():
     """It would compile at run time and leave a buffer a rank in /dev/shm for ever."""
     code = """
