@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ds_seg import distributed
 from ds_seg.collector import resume_collector
 from ds_seg.commands.arguments import add_config_arguments, run_options
-from ds_seg.errors import EXIT_OK, UserError
+from ds_seg.errors import EXIT_OK, UserError, count
 from ds_seg.files import validate_output_file, writing
 
 # What needs torch or mmseg is imported inside the functions, so that --help answers at once.
@@ -154,6 +154,12 @@ def _print_start(args: argparse.Namespace, planner: Planner, chosen: Candidate) 
             f"note: a batch of {own} can't be spread over {chosen.batch.gpus} GPUs. This is one of "
             f"{chosen.batch.images} with {chosen.batch.max_steps} steps in place of {planner.run.schedule.max_steps}, "
             "as many crops in all and in warm-up; the learning rate is the config's."
+        )
+    if chosen.states.offloaded and chosen.hardware.gpus > 1:
+        print(
+            "note: torchrun sets OMP_NUM_THREADS=1, and the optimizer in host memory would step on one core of each "
+            "process: export OMP_NUM_THREADS first, a node's cores over its "
+            f"{count(chosen.hardware.gpus_a_node, 'process')}."
         )
     where = " on every node" if chosen.hardware.nodes > 1 else ""
     train = shlex.join(["train", *arguments, "--deepspeed-config", str(out)])

@@ -206,6 +206,14 @@ def test_more_memory_never_makes_a_plan_slower(planner):
     assert times == sorted(times, reverse=True)
 
 
+def test_a_command_with_an_offloaded_optimizer_names_its_threads(ds_seg_plan):
+    _, out = ds_seg_plan("--gpus", 2, "--gpu-memory", 60)
+    assert re.search(r"optimizer \d+% in host memory", out)
+    assert "export OMP_NUM_THREADS first, a node's cores over its 2 processes" in out
+    _, resident = ds_seg_plan("--gpus", 8, "--gpu-memory", 80, "--force")
+    assert "OMP_NUM_THREADS" not in resident
+
+
 def test_the_shipped_json_suits_the_sizes_that_planning_uses(planner):
     roomy, tight = (planner.recommend(Hardware(64, place(64), memory)) for memory in (80.0, 16.0))
     assert roomy.traffic.gathered_backward == 0 < tight.traffic.gathered_backward
