@@ -105,7 +105,7 @@ run() {
     return
   fi
   { echo; echo "=== $name: $*"; } >>"$log"
-  timeout -k 40 "$left_s" "$@" >>"$log" 2>&1 # it may still write what it measured
+  timeout -s "$stop_signal" -k 40 "$left_s" "$@" >>"$log" 2>&1 # it may still write what it measured
   code=$?
   echo "$name: exit code $code after $((SECONDS - started_s)) s"
   [ $code -eq 0 ] || { failed=1; tail -n 5 "$log" | sed 's/^/    /'; }
@@ -145,6 +145,7 @@ part_setup() {
 }
 
 part_tests() {
+  local stop_signal=INT # on which pytest writes its results so far
   local chosen=(-m gpu tests/gpu tests/e2e/test_demo.py tests/e2e/test_compile.py) # all that use the fixture `device`
   [ "$DEVICE" = cuda ] || chosen=(-m "not gpu" tests/gpu)
   run tests env -u DS_ACCELERATOR -u OMP_NUM_THREADS "$PYTHON" -m pytest "${chosen[@]}" -v -rs -p no:cacheprovider \
@@ -181,7 +182,7 @@ part_fit() {
   fi
 }
 
-failed=0
+failed=0 stop_signal=TERM
 start_s=0 # of the first part it is this script's start: installing wheels takes of its time
 for part in "${parts[@]}"; do
   ends_s=$((start_s + ${budget_s[$part]}))

@@ -1,4 +1,7 @@
-"""The devices that tests run on; longest first, so that two test processes end at about the same time."""
+"""The devices that tests run on; longest first, so that two test processes end at about the same time.
+
+Those of tests/gpu come before: the time on a GPU may be short.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def rank(item: pytest.Item) -> int:
         name = item.path.stem
+        if item.path.parent.name == "gpu":
+            return -1
         return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
 
     items.sort(key=rank)

@@ -36,6 +36,18 @@ def test_what_has_no_time_left_is_named_and_the_next_part_goes_on(tmp_path):
     assert (tmp_path / "out" / "fit.log").read_text().startswith("fit on cpu, 80 GiB")
 
 
+def test_pytest_is_stopped_so_that_it_writes_its_results(tmp_path):
+    """It does so on SIGINT alone, the step's benchmark on SIGTERM; `timeout` is a stand-in."""
+    stand_in = tmp_path / "timeout"
+    stand_in.write_text(f'#!/bin/bash\necho "$*" >> {tmp_path}/called\nexit 124\n')
+    stand_in.chmod(0o755)
+    done = run("benchmarks/gpu.sh", "tests", "steps", tmp_path / "out", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 1, done.stderr
+    tests, *steps = (tmp_path / "called").read_text().splitlines()
+    assert tests.startswith("-s INT -k ") and "--junitxml" in tests
+    assert steps and all(step.startswith("-s TERM -k ") and "step.py" in step for step in steps)
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "variables", "message"),
     [
