@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ds_seg import distributed
 from ds_seg.errors import UserError
 from ds_seg.models.checkpointing import run_block
 from ds_seg.models.internvit import InternViT
@@ -25,9 +28,13 @@ def compile_blocks(backbone: InternViT) -> None:
         backbone: its blocks are ZeRO-3 leaf modules, whose parameters are whole while their `forward` runs.
 
     Raises:
-        UserError: there is no C++ compiler, which the CPU's kernels and the launching of the GPU's need.
+        UserError: there is no C++ compiler, which the CPU's kernels and the launching of the GPU's need, or Triton,
+            which makes the GPU's, lacks a C compiler or Python's headers.
     """
-    _validate_compiler()
+    _validate_compiler("C++", "CXX", ["g++", "clang++", "c++"])
+    if distributed.device().type == "cuda":
+        _validate_compiler("C", "CC", ["gcc", "clang"])
+        _validate_headers()
     inside = "selective" if backbone.checkpointing == "selective" else "none"
     for block in backbone.blocks:
         block.forward = _CompiledForward(block, inside)  # type: ignore[method-assign]
@@ -35,12 +42,21 @@ def compile_blocks(backbone: InternViT) -> None:
         backbone.checkpointing = "none"
 
 
-def _validate_compiler() -> None:
-    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
+def _validate_compiler(language: str, variable: str, usual: list[str]) -> None:
+    compilers = [os.environ[variable]] if variable in os.environ else usual
     if not any(map(shutil.which, compilers)):
         raise UserError(
-            f"--compile: torch.compile needs a C++ compiler, and none of {', '.join(compilers)} is on the PATH. "
-            "Install one (apt install g++, or conda install gxx), name it in CXX, or train without --compile."
+            f"--compile: torch.compile needs a {language} compiler, and none of {', '.join(compilers)} is on the PATH. "
+            f"Install one (apt install g++, or conda install gxx), name it in {variable}, or train without --compile."
+        )
+
+
+def _validate_headers() -> None:
+    header = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
+    if not header.exists():
+        raise UserError(
+            f"--compile: on GPUs Triton compiles against Python's headers, and {header} is not there. Install them "
+            "(apt install python3-dev, or another Python that has them), or train without --compile."
         )
 
 
