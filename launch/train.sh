@@ -26,7 +26,7 @@ fi
 launcher=(deepspeed --master_port "${MASTER_PORT:-29500}" --hostfile "$HOSTFILE")
 [ -n "${NUM_GPUS:-}" ] && launcher+=(--num_accelerators "$NUM_GPUS")
 
-# DeepSpeed hands on what this file names, in double quotes where there is more than letters; a user's own file comes last.
+# DeepSpeed hands on what a file names, in double quotes where there is more than letters; a user's own comes last.
 environment=$(mktemp)
 for name in $(compgen -e); do
   case $name in PATH | LD_LIBRARY_PATH | OMP_NUM_THREADS | *_ROOT | DS_* | HF_* | TORCH_* | WANDB_*)

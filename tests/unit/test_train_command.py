@@ -10,6 +10,15 @@ from ds_seg.commands import train
 from ds_seg.planning import fitting
 
 
+def test_a_training_has_no_timeout_beside_the_watchdogs(monkeypatch):
+    def initialize(*, watched=False):
+        raise InterruptedError(f"watched: {watched}")
+
+    monkeypatch.setattr(distributed, "initialize", initialize)
+    with pytest.raises(InterruptedError, match="watched: True"):
+        train.run(SimpleNamespace(deterministic=False))
+
+
 def test_too_little_host_memory_is_told_of_before_anything_is_built(monkeypatch, capsys):
     monkeypatch.setattr(fitting, "needs_fitting", lambda *_: True)
     monkeypatch.setattr(fitting, "choose_fit", lambda *_, **room: fitting.Fit(None, {}, "note", f"warning: {room}"))
