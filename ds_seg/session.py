@@ -144,18 +144,24 @@ class Evaluator:
                 grid.windows(*image_13HW.shape[-2:])
 
     def __call__(self, engines: Engines, on_prediction: OnPrediction | None = None) -> EvaluationResult:
-        """Segment the whole dataset and compare it with its annotations; a collective over all ranks."""
-        return evaluate_dataset(
-            self.dataset,
-            _own_samples(self.run, self.dataset),
-            engines.encode_decode,
-            num_classes=engines.heads.num_classes,
-            class_names=self.dataset.CLASSES,
-            load_label=lambda index: load_ground_truth(self.dataset, index),
-            ignore_index=leaf_datasets(self.dataset)[0].ignore_index,
-            on_prediction=on_prediction,
-            **_inference_options(self.run, engines, self.dataset, self.window_batch, label="evaluating"),
-        )
+        """Segment the whole dataset and compare it with its annotations; a collective over all ranks.
+
+        What was gathered for it is let go at its end.
+        """
+        try:
+            return evaluate_dataset(
+                self.dataset,
+                _own_samples(self.run, self.dataset),
+                engines.encode_decode,
+                num_classes=engines.heads.num_classes,
+                class_names=self.dataset.CLASSES,
+                load_label=lambda index: load_ground_truth(self.dataset, index),
+                ignore_index=leaf_datasets(self.dataset)[0].ignore_index,
+                on_prediction=on_prediction,
+                **_inference_options(self.run, engines, self.dataset, self.window_batch, label="evaluating"),
+            )
+        finally:
+            engines.backbone.empty_partition_cache()
 
 
 def enable_test_time_augmentation(run: RunConfig, role: str) -> None:
