@@ -190,6 +190,7 @@ def _inference_options(
     engines.train(False)
     return {
         "test_cfg": run.model.test_cfg,
+        "in_channels": engines.backbone.module.in_chans,
         "out_channels": engines.heads.out_channels,
         "align_corners": engines.heads.align_corners,
         "window_batch": window_batch or run.window_batch,
