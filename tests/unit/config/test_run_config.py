@@ -26,6 +26,7 @@ def test_every_shipped_run_resolves(name):
     assert run.deepspeed["zero_optimization"]["stage"] == 3 and run.bf16
     assert run.deepspeed["train_batch_size"] == run.global_batch == run.mmseg.global_batch
     assert not run.notes
+    assert run.optimizer.layer_decay_rate is not None  # which exempts biases and norms from weight decay
 
 
 def test_a_path_and_a_bare_name_are_the_same_run():
