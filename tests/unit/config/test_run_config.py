@@ -71,6 +71,14 @@ def test_a_warm_up_that_the_run_does_not_outlast_is_told_of():
     assert not build_with("lr_config.warmup_iters=99", "runner.max_iters=100").notes
 
 
+def test_what_accumulation_makes_of_max_iters_is_told():
+    pairs = ["global_batch=None", "optimizer_config.cumulative_iters=4", "runner.max_iters=1000"]
+    (note,) = build_with(*pairs).notes
+    assert "runner.max_iters=1000 and all intervals count optimizer steps, of 4 micro-batches" in note
+    assert "makes 250 steps" in note
+    assert not build_with(*pairs, "optimizer_config.cumulative_iters=1").notes
+
+
 def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
     pairs = ["global_batch=None", "data.samples_per_gpu=4", "optimizer_config.cumulative_iters=2"]
     found = {}
@@ -422,6 +430,16 @@ def test_when_checkpoints_are_kept_and_how_they_are_written():
     text = r"checkpoint_config\.keep_interval: got 70, but checkpoints are saved every 50 steps\. Use a multiple"
     with pytest.raises(ConfigError, match=text):
         build_with("checkpoint_config.interval=50", "checkpoint_config.keep_interval=70")
+
+
+def test_how_many_checkpoints_stay():
+    run = build_with("checkpoint_config.max_keep_ckpts=-1")
+    assert run.keep_checkpoints == -1 and not run.notes
+    with pytest.raises(ConfigError, match=r"max_keep_ckpts: got 0, want at least 1, or -1 for all"):
+        build_with("checkpoint_config.max_keep_ckpts=0")
+    run = build_with("checkpoint_config=None")
+    assert run.keep_checkpoints == 2
+    assert any("max_keep_ckpts is not set: the newest 2 checkpoints stay, where MMCV keeps all" in n for n in run.notes)
 
 
 def test_gloo_sums_whole_buckets_and_copies_nothing_after_it():
