@@ -157,6 +157,11 @@ def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
         (["resume_from=5"], r"resume_from: got 5, want a string"),
         (["work_dir=5"], r"work_dir: got 5, want a string"),
         (["deepspeed_config=5"], r"deepspeed_config: got 5, want a string"),
+        (
+            ["model.init_cfg.type=Pretrained", "model.init_cfg.checkpoint=a.pth"],
+            r"model\.init_cfg: got .*'a\.pth'.*, which is not read\. Remove it, and name the weights .* in load_from",
+        ),
+        (["model.backbone.init_cfg.checkpoint=a.pth"], r"model\.backbone\.init_cfg: got .* is not read.*load_from"),
         (["compile=no"], r"compile: got 'no', want True or False"),
         (["log_config.hooks=Text"], r"log_config\.hooks: got 'Text', want a list of dicts"),
         (["log_config.hooks.1.init_kwargs=5"], r"log_config\.hooks\[1\]\.init_kwargs: got 5, want a dict"),
