@@ -25,6 +25,10 @@ def test_augmented_views_are_of_six_scales():
     assert sides_px("demo", 280, 336) == [140, 210, 280, 350, 420, 490]
 
 
+def test_views_of_a_fixed_size_are_multiples_of_the_patch():
+    assert sides_px("camvid_dinov2s_full", 360, 480) == [182, 280, 364, 462, 546, 644]
+
+
 def test_no_view_is_smaller_than_min_size():
     assert sides_px("internvit6b_224_full_linear_ade20k", 512, 683) == [504, 504, 504, 630, 756, 882]
 
