@@ -94,8 +94,10 @@ def load_weights(
     """
     path = distributed.agree(lambda: resolve_weights(source))
     if not is_weight_path(path):
-        averaged = load_weights_from_checkpoint(path, backbone, heads)
-        log(f"loaded {'the averages (EMA) of ' if averaged else ''}backbone and heads from {path}")
+        loaded = load_weights_from_checkpoint(path, backbone, heads, needs_heads=not training)
+        log(f"loaded {'the averages (EMA) of ' if loaded.averaged else ''}backbone and heads from {path}")
+        for reason in loaded.left_initial:
+            log(f"left initial: {reason}")
         return
     trunk = next((file for file in _list_pretrained(run) if file and file != source), None)
     report, _ = load_segmentor_weights(backbone, heads, path, trunk_path=trunk, needs_head=not training, log=log)
