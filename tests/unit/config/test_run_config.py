@@ -203,7 +203,7 @@ def test_a_cascade_is_a_list_of_num_stages_heads(tmp_path):
 
 def test_the_training_crop_is_the_pipelines_else_the_windows_else_the_backbones():
     crop = "data.train.pipeline.3"
-    assert build_with(f"{crop}.crop_size=[56,112]").train_crop_px == (56, 112)
+    assert build_with(f"{crop}.crop_size=[56,112]", "data.train.pipeline.6.size=[56,112]").train_crop_px == (56, 112)
     assert build_with(f"{crop}.type=RandomRotate").train_crop_px == (112, 112)
     window = ["model.test_cfg.mode=slide", "model.test_cfg.crop_size=[70,84]", "model.test_cfg.stride=[70,84]"]
     assert build_with(f"{crop}.type=RandomRotate", *window).train_crop_px == (70, 84)
