@@ -7,7 +7,7 @@ comes from the file that the config names as pretrained.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,6 +62,15 @@ class HeadReport:
         if self.ignored:
             rows.append(("ignored", summarise_names(self.ignored)))
         return format_rows(rows)
+
+    def find_other_class(self, names: Sequence[str]) -> str | None:
+        """The first class that a dataset of as many calls by another name; None where there is none."""
+        if len(self.classes) != len(names):
+            return None  # the head does not fit, and the report says so
+        for index, (theirs, ours) in enumerate(zip(self.classes, names, strict=True)):
+            if theirs != ours:
+                return f"class {index} is '{theirs}' in the file and '{ours}' in the dataset"
+        return None
 
 
 @dataclass
