@@ -171,6 +171,7 @@ def read_schedule(given_lr_config: Any, given_runner: Any, lr: float, faults: Fa
 def read_log_config(given: Any, faults: Faults) -> tuple[int, WandbSettings, dict[str, str]]:
     """`log_config` -> (steps between logged rows, wandb settings, keys that have no meaning here with the reason)."""
     section = faults.section("log_config", given, ("interval", "hooks"))
+    interval_steps = faults.integer("log_config.interval", section, 50, minimum=1)
     wandb, ignored = WandbSettings(enabled=False), {}
     hooks = section.get("hooks") or []
     if not isinstance(hooks, (list, tuple)):
@@ -187,7 +188,9 @@ def read_log_config(given: Any, faults: Faults) -> tuple[int, WandbSettings, dic
             ignored[where] = f"{name} is not here; metrics.jsonl has the numbers, and report.html their curves"
         elif name != "TextLoggerHook":
             faults.add(where, f"got type {name!r}, want 'TextLoggerHook' or 'WandbLoggerHook'.")
-    return faults.integer("log_config.interval", section, 50, minimum=1), wandb, ignored
+        if where not in ignored and fields.get("interval", interval_steps) != interval_steps:
+            ignored[f"{where}.interval"] = f"everything is logged every {interval_steps} steps, by log_config.interval"
+    return interval_steps, wandb, ignored
 
 
 def read_custom_hooks(given: Any, faults: Faults) -> tuple[EmaSettings | None, dict[str, str]]:
