@@ -53,7 +53,7 @@ COLUMNS = {
 
 def build_engine(run: RunConfig, *, ours: bool, layer_decay: bool) -> deepspeed.DeepSpeedEngine:
     """The backbone under DeepSpeed, with one of the four optimizers."""
-    settings = run.optimizer if layer_decay else dataclasses.replace(run.optimizer, layer_decay_rate=None)
+    settings = run.optimizer if layer_decay else dataclasses.replace(run.optimizer, layer_decay_rate=1.0)
     backbone, _ = build_modules(run)
     set_z3_leaf_modules(backbone, [Block])
     named = [(f"backbone.{name}", parameter) for name, parameter in backbone.named_parameters()]

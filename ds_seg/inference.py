@@ -100,6 +100,7 @@ class SegmentationModel:
             (self._pipeline(index, image_HW3) for index, image_HW3 in enumerate(images)),
             self._encode_decode,
             test_cfg=self._description.model["test_cfg"],
+            in_channels=self.backbone.in_chans,  # type: ignore[arg-type]
             out_channels=self.heads.out_channels,
             align_corners=self.heads.align_corners,
             window_batch=self._description.window_batch,

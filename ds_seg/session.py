@@ -15,6 +15,7 @@ from ds_seg.config import RunConfig
 from ds_seg.config.data_section import list_steps
 from ds_seg.config.deepspeed_json import offloaded_share
 from ds_seg.data.build import leaf_datasets
+from ds_seg.data.images import open_images
 from ds_seg.data.loader import TestSample, build_test_items, load_ground_truth
 from ds_seg.engine.engines import Engines, build_modules
 from ds_seg.engine.groups import find_idle_multipliers
@@ -94,11 +95,15 @@ def load_weights(
     """
     path = distributed.agree(lambda: resolve_weights(source))
     if not is_weight_path(path):
-        averaged = load_weights_from_checkpoint(path, backbone, heads)
-        log(f"loaded {'the averages (EMA) of ' if averaged else ''}backbone and heads from {path}")
+        loaded = load_weights_from_checkpoint(path, backbone, heads, needs_heads=not training)
+        log(f"loaded {'the averages (EMA) of ' if loaded.averaged else ''}backbone and heads from {path}")
+        for reason in loaded.left_initial:
+            log(f"left initial: {reason}")
         return
     trunk = next((file for file in _list_pretrained(run) if file and file != source), None)
-    report, _ = load_segmentor_weights(backbone, heads, path, trunk_path=trunk, needs_head=not training, log=log)
+    report, of_heads = load_segmentor_weights(backbone, heads, path, trunk_path=trunk, needs_head=not training, log=log)
+    if of_heads.classes and (other := of_heads.find_other_class(open_images(run.data, []).CLASSES)):
+        log(f"warning: {other}: unless that is the same class, scores and pictures go by the wrong names")
     expected_px = run.model.backbone.get("pretrain_size")
     if expected_px and report.image_px not in (None, expected_px, run.model.backbone.get("img_size")):
         log(
@@ -196,6 +201,7 @@ def _inference_options(
     engines.train(False)
     return {
         "test_cfg": run.model.test_cfg,
+        "in_channels": engines.backbone.module.in_chans,
         "out_channels": engines.heads.out_channels,
         "align_corners": engines.heads.align_corners,
         "window_batch": window_batch or run.window_batch,

@@ -14,7 +14,9 @@ evaluated = dict(
     common,
     img_dir="images/val",
     ann_dir="annotations/val",
-    pipeline=test_pipeline((490, 364), dict(type="Resize", keep_ratio=False)),
+    pipeline=test_pipeline(
+        (490, 364), dict(type="Resize", keep_ratio=False), dict(type="ResizeToMultiple", size_divisor=14)
+    ),
 )
 data = dict(
     samples_per_gpu=4,

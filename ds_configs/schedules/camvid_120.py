@@ -6,7 +6,8 @@ optimizer = dict(
     lr=1e-4,
     betas=(0.9, 0.999),
     weight_decay=0.05,
-    paramwise_cfg=dict(custom_keys=dict(decode_head=dict(lr_mult=10.0))),
+    constructor="CustomLayerDecayOptimizerConstructor",
+    paramwise_cfg=dict(layer_decay_rate=1.0, custom_keys=dict(decode_head=dict(lr_mult=10.0))),
 )
 lr_config = dict(
     policy="poly", warmup="linear", warmup_iters=12, warmup_ratio=0.1, power=1.0, min_lr=0.0, by_epoch=False

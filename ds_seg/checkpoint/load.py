@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from deepspeed.runtime.zero import GatheredParameters
@@ -30,6 +30,8 @@ from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
 from ds_seg.engine.precision import validate_precision
 from ds_seg.models.heads import SegmentationHeads
+from ds_seg.models.weight_files import describe_tensors
+from ds_seg.models.weight_segmentor import plan_heads
 
 
 def resume_training(
@@ -62,7 +64,18 @@ def resume_training(
     return TrainingState(**saved.content["state"])
 
 
-def load_weights_from_checkpoint(folder: Path, backbone: nn.Module, heads: SegmentationHeads) -> bool:
+class LoadedWeights(NamedTuple):
+    """What `load_weights_from_checkpoint` has found."""
+
+    averaged: bool
+    """Whether averages were loaded."""
+    left_initial: list[str]
+    """Why heads keep initial values; empty where none does."""
+
+
+def load_weights_from_checkpoint(
+    folder: Path, backbone: nn.Module, heads: SegmentationHeads, *, needs_heads: bool = True
+) -> LoadedWeights:
     """Load only the weights, of a checkpoint of any world size; a collective over all ranks.
 
     Where the checkpoint holds averages of weights, it is they that are loaded. Global rank 0 reads the shards and
@@ -72,9 +85,8 @@ def load_weights_from_checkpoint(folder: Path, backbone: nn.Module, heads: Segme
         folder: a checkpoint.
         backbone: as built, not yet wrapped by DeepSpeed; partitioned or not.
         heads: the heads, on any device.
-
-    Returns:
-        Whether averages were loaded.
+        needs_heads: whether they must be the checkpoint's. Else what doesn't fit keeps its initial values, as with a
+            weight file.
 
     Raises:
         CheckpointError: the checkpoint is damaged or of another model.
@@ -82,15 +94,17 @@ def load_weights_from_checkpoint(folder: Path, backbone: nn.Module, heads: Segme
 
     def check() -> dict:
         content = read_state(folder)
-        validate_same_model(folder, content, backbone, heads)
+        validate_same_model(folder, content, backbone, heads, needs_heads=needs_heads)
         return content
 
     verify_checkpoint(folder)
     content = distributed.agree(check)
     saved = distributed.agree(lambda: SavedBackbone(folder, content) if distributed.is_main() else None)
     _hand_out(saved, backbone)
-    heads.load_state_dict(read_saved_heads(folder))
-    return content["averaged"]
+    saved_heads = read_saved_heads(folder)
+    plan = plan_heads(heads, {name: name for name in saved_heads}, describe_tensors(folder / HEADS_FILE, saved_heads))
+    heads.load_state_dict({**heads.state_dict(), **{name: saved_heads[name] for name in plan.sources}})
+    return LoadedWeights(content["averaged"], plan.list_left_initial())
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 The backbone is made on torch's `meta` device and each block gets its weights for the moment in which it runs, so that
 the comparison needs no more memory than the export.
 
-Shape suffixes: B images, K classes, H W pixels, 3 colours.
+Shape suffixes: B images, K classes, H W pixels, C channels of an image.
 """
 
 from __future__ import annotations
@@ -97,12 +97,13 @@ def compare_logits(
 @torch.no_grad()
 def _compute_logits(backbone: nn.Module, heads: SegmentationHeads, weights: ModelWeights, dtype: torch.dtype) -> Tensor:
     side_px = _PATCHES * backbone.patch_size  # type: ignore[operator]
-    image_13HW = torch.randn(1, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
+    shape = (1, backbone.in_chans, side_px, side_px)
+    image_1CHW = torch.randn(shape, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     heads.load_state_dict(weights.heads)
     backbone.to(dtype).eval()
     with _borrow_weights(backbone, weights.read):
-        features = backbone(image_13HW.to(dtype))
-    return heads.eval().predict(features, image_13HW.shape[2:])
+        features = backbone(image_1CHW.to(dtype))
+    return heads.eval().predict(features, image_1CHW.shape[2:])
 
 
 @contextmanager

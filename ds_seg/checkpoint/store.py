@@ -169,14 +169,14 @@ def drop_old_checkpoints(
 
     Args:
         work_dir: of the run.
-        keep: how many of the newest stay.
+        keep: how many of the newest stay; -1 for all.
         every_steps: those at multiples of it stay too.
         needed: names of others that stay.
         good_step: the newest one up to this step stays, to go back to.
     """
     folders = list_checkpoints(work_dir)
     good = [path.name for path in folders if checkpoint_step(path) <= good_step][-1:]
-    for path in folders[:-keep]:
+    for path in folders[:-keep] if keep > 0 else []:
         if path.name in (*needed, *good) or (every_steps and checkpoint_step(path) % every_steps == 0):
             continue
         _drop(path)

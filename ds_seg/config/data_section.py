@@ -38,6 +38,7 @@ def validate_data(data: Mapping[str, Any], patch_px: int, faults: Faults) -> Non
             if step.get("type") == "RandomCrop":
                 faults.size_px(f"{where}.crop_size", step.get("crop_size"), multiple=patch_px)
     _check_lists(data, faults)
+    _check_padding(data, faults)
     faults.integer("data.workers_per_gpu", data, 2, minimum=0)
 
 
@@ -53,6 +54,18 @@ def _check_lists(data: Mapping[str, Any], faults: Faults) -> None:
                 faults.add(f"{field}.pipeline", f"differs from {first_field}'s. Give all the same.")
 
 
+def _check_padding(data: Mapping[str, Any], faults: Faults) -> None:
+    """What fills up a crop of a small image must fill it up to the size of all crops."""
+    crops: dict[str, Any] = {}
+    for where, step in pipeline_steps(data.get("train"), "data.train"):
+        pipeline = where.rpartition("[")[0]
+        if step.get("type") == "RandomCrop":
+            crops[pipeline] = _as_tuple(step.get("crop_size"))
+        size = _as_tuple(step.get("size"))
+        if step.get("type") == "Pad" and pipeline in crops and size not in (None, crops[pipeline]):
+            faults.add(f"{where}.size", f"got {size}, but RandomCrop cuts {crops[pipeline]}. Give both the same.")
+
+
 def evaluation_role(data: Mapping[str, Any]) -> str:
     """The role that evaluations and predictions of a finished run read: `test`, or `val` where there is none."""
     return "test" if data.get("test") else "val"
@@ -61,7 +74,10 @@ def evaluation_role(data: Mapping[str, Any]) -> str:
 def find_crop_size(section: Any) -> Any:
     """What a dataset's last RandomCrop has as `crop_size`, no list but a tuple; None where there is none."""
     crops = [step.get("crop_size") for step in list_steps(section) if step.get("type") == "RandomCrop"]
-    size = crops[-1] if crops else None
+    return _as_tuple(crops[-1]) if crops else None
+
+
+def _as_tuple(size: Any) -> Any:
     return tuple(size) if isinstance(size, list) else size
 
 

@@ -104,6 +104,12 @@ def _read_with_bases(path: Path) -> tuple[Config, list[Path]]:
         return Config.fromfile(str(path)), files
     except ConfigError:
         raise
+    except ImportError as error:
+        cause = error if str(error) else error.__context__  # MMCV raises one without a text for custom_imports
+        raise ConfigError(
+            f"{_failing_line(path, error)} can't be read: {cause}. If that is a module of yours, put its folder on "
+            "PYTHONPATH: PYTHONPATH=. for the current one."
+        ) from error
     except Exception as error:  # a config is Python code: it can raise anything
         raise ConfigError(f"{_failing_line(path, error)} can't be read: {type(error).__name__}: {error}") from error
     finally:

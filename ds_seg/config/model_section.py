@@ -35,6 +35,8 @@ def validate_model(model: Mapping[str, Any], faults: Faults) -> None:
         faults.add("model.backbone", "missing.")
     else:
         _check_backbone(model["backbone"], faults)
+        _refuse_init_cfg("model", model, faults)
+        _refuse_init_cfg("model.backbone", model["backbone"], faults)
     faults.section("model.train_cfg", model.get("train_cfg"), None)
     _check_heads(model, cascade, faults)
     faults.raise_if_any()
@@ -58,6 +60,15 @@ def _check_backbone(backbone: Mapping[str, Any], faults: Faults) -> None:
     faults.number("model.backbone.mlp_ratio", backbone, 4.0, minimum=1 / width)
     for name in _BACKBONE_FLAGS:
         faults.flag(f"model.backbone.{name}", backbone, False)
+
+
+def _refuse_init_cfg(field: str, section: Mapping[str, Any], faults: Faults) -> None:
+    if section.get("init_cfg"):
+        faults.add(
+            f"{field}.init_cfg",
+            f"got {section['init_cfg']!r}, which is not read. Remove it, and name the weights to start from in "
+            "load_from (--load-from).",
+        )
 
 
 def _check_heads(model: Mapping[str, Any], cascade: bool, faults: Faults) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ds_seg.openmmlab  # noqa: F401
+from ds_seg.config import notes
 from ds_seg.config.batches import resolve_batches
 from ds_seg.config.data_section import find_crop_size, validate_data
 from ds_seg.config.deepspeed_json import load_deepspeed_json, resolve_deepspeed, validate_by_deepspeed
@@ -81,6 +82,7 @@ class RunConfig:
     save_best: bool
     checkpoint_interval_steps: int
     keep_checkpoints: int
+    """How many of the newest stay; -1 for all."""
     keep_interval_steps: int | None
     """Checkpoints at its multiples are never removed; None for none."""
     checkpoint_in_background: bool
@@ -200,7 +202,13 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
         resume=options.resume or _read_resume(config, faults),
         max_time_s=read_max_time(options.max_time, faults),
         watchdog_timeout_s=read_watchdog_timeout(options.watchdog_timeout_s, faults),
-        notes=(*_note_ignored(ignored), *batches.notes, *_note_warm_up(schedule)),
+        notes=(
+            *notes.of_ignored(ignored),
+            *batches.notes,
+            *notes.of_warm_up(schedule),
+            *notes.of_accumulation(cumulative_iters, schedule.max_steps),
+            *notes.of_kept_checkpoints(config.get("checkpoint_config")),
+        ),
         **switches,
         **_read_intervals(config, faults),
     )
@@ -215,19 +223,6 @@ def _require_sections(config: Config, faults: Faults) -> None:
         if not isinstance(config.get(section), Mapping):
             faults.add(section, "missing; a run needs model, data, optimizer and runner.")
     faults.raise_if_any()
-
-
-def _note_ignored(reasons: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(f"config key '{key}' has no effect: {why}" for key, why in reasons.items())
-
-
-def _note_warm_up(schedule: ScheduleSettings) -> tuple[str, ...]:
-    if schedule.warmup_steps < schedule.max_steps:
-        return ()
-    return (
-        f"lr_config.warmup_iters={schedule.warmup_steps} is no less than the run's {schedule.max_steps} steps: the "
-        "learning rate never reaches optimizer.lr. Set lr_config.warmup_iters to a small part of them.",
-    )
 
 
 def _read_seed(options: RunOptions, config: Config, faults: Faults) -> int:
@@ -304,8 +299,15 @@ def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:
         "save_best": bool(save_best),
         "checkpoint_interval_steps": interval,
         "keep_interval_steps": _read_keep_interval(checkpoint, interval, faults),
-        "keep_checkpoints": faults.integer("checkpoint_config.max_keep_ckpts", checkpoint, 2, minimum=1),
+        "keep_checkpoints": _read_keep(checkpoint, faults),
     }
+
+
+def _read_keep(checkpoint: Mapping[str, Any], faults: Faults) -> int:
+    keep = faults.integer("checkpoint_config.max_keep_ckpts", checkpoint, notes.KEPT_CHECKPOINTS, minimum=-1)
+    if keep == 0:
+        faults.add("checkpoint_config.max_keep_ckpts", "got 0, want at least 1, or -1 for all.")
+    return keep
 
 
 def _read_keep_interval(checkpoint: Mapping[str, Any], interval_steps: int, faults: Faults) -> int | None:

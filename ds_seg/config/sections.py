@@ -24,10 +24,11 @@ class OptimizerSettings:
     eps: float
     weight_decay: float
     layer_decay_rate: float | None
+    """None without layer-wise decay of the rate, and then no parameter is exempt from weight decay."""
     decay_embeddings: bool
-    """True decays `pos_embed` and `cls_token` as the published runs did; False exempts them."""
+    """With layer-wise decay: True decays `pos_embed` and `cls_token` as the published runs did; False exempts them."""
     multipliers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Part of a parameter name -> (factor of the rate, factor of the weight decay)."""
+    """Part of a parameter name -> (factor of the rate, factor of the weight decay); the longest counts."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,15 @@ def read_optimizer(given: Any, depth: int, faults: Faults) -> OptimizerSettings:
     if not (isinstance(betas, (tuple, list)) and len(betas) == 2 and all(_is_fraction(beta) for beta in betas)):
         faults.add("optimizer.betas", f"got {betas!r}, want two numbers from 0 up to below 1.")
         betas = (0.9, 0.999)
-    paramwise_keys = ["custom_keys", "decay_embeddings"]
+    paramwise_keys = ["custom_keys"]
     if constructor == LAYER_DECAY_CONSTRUCTOR:
-        paramwise_keys += ["num_layers", "layer_decay_rate"]
+        paramwise_keys += ["num_layers", "layer_decay_rate", "decay_embeddings"]
     paramwise = faults.section("optimizer.paramwise_cfg", section.get("paramwise_cfg"), paramwise_keys)
     return OptimizerSettings(
         lr=faults.number("optimizer.lr", section, 1e-4, minimum=0.0),
         betas=(float(betas[0]), float(betas[1])),
         eps=faults.number("optimizer.eps", section, 1e-8, minimum=0.0),
-        weight_decay=faults.number("optimizer.weight_decay", section, 0.0, minimum=0.0),
+        weight_decay=faults.number("optimizer.weight_decay", section, 0.01, minimum=0.0),
         layer_decay_rate=_read_layer_decay(constructor, paramwise, depth, faults),
         decay_embeddings=faults.flag("optimizer.paramwise_cfg.decay_embeddings", paramwise, False),
         multipliers=_read_multipliers(paramwise.get("custom_keys"), faults),
@@ -170,6 +171,7 @@ def read_schedule(given_lr_config: Any, given_runner: Any, lr: float, faults: Fa
 def read_log_config(given: Any, faults: Faults) -> tuple[int, WandbSettings, dict[str, str]]:
     """`log_config` -> (steps between logged rows, wandb settings, keys that have no meaning here with the reason)."""
     section = faults.section("log_config", given, ("interval", "hooks"))
+    interval_steps = faults.integer("log_config.interval", section, 50, minimum=1)
     wandb, ignored = WandbSettings(enabled=False), {}
     hooks = section.get("hooks") or []
     if not isinstance(hooks, (list, tuple)):
@@ -186,7 +188,9 @@ def read_log_config(given: Any, faults: Faults) -> tuple[int, WandbSettings, dic
             ignored[where] = f"{name} is not here; metrics.jsonl has the numbers, and report.html their curves"
         elif name != "TextLoggerHook":
             faults.add(where, f"got type {name!r}, want 'TextLoggerHook' or 'WandbLoggerHook'.")
-    return faults.integer("log_config.interval", section, 50, minimum=1), wandb, ignored
+        if where not in ignored and fields.get("interval", interval_steps) != interval_steps:
+            ignored[f"{where}.interval"] = f"everything is logged every {interval_steps} steps, by log_config.interval"
+    return interval_steps, wandb, ignored
 
 
 def read_custom_hooks(given: Any, faults: Faults) -> tuple[EmaSettings | None, dict[str, str]]:

@@ -16,6 +16,8 @@ from mmseg.datasets import CustomDataset  # isort: skip
 
 _TRAIN = "data.train"
 _NAMED_AT_MOST = 3
+_SCORING = ("pre_eval", "evaluate")
+"""Methods of a dataset with which MMSeg scores."""
 
 
 def find_doubts(datasets: Mapping[str, Any], counts: Mapping[str, PixelCounts]) -> list[str]:
@@ -32,6 +34,8 @@ def find_doubts(datasets: Mapping[str, Any], counts: Mapping[str, PixelCounts]) 
         doubts += [doubt for field in datasets if field != _TRAIN for doubt in _shared(field, datasets[field], trained)]
     for field, dataset in datasets.items():
         doubts += [doubt for leaf in leaf_datasets(dataset) if not leaf.split for doubt in _left_out(field, leaf)]
+        if field != _TRAIN:
+            doubts += dict.fromkeys(doubt for leaf in leaf_datasets(dataset) for doubt in _own_scores(field, leaf))
     return doubts
 
 
@@ -45,6 +49,16 @@ def _shared(field: str, dataset: Any, trained: set[str]) -> Iterator[str]:
         yield (
             f"{field}: {len(shared)} of its images are in {_TRAIN} too ({name_some(shared, _NAMED_AT_MOST)}), so that "
             f"its scores are not on unseen images. {find_cures({'duplicate'})[0]}"
+        )
+
+
+def _own_scores(field: str, leaf: CustomDataset) -> Iterator[str]:
+    kind = type(leaf)
+    own = [name for name in _SCORING if not getattr(kind, name).__module__.startswith("mmseg.")]
+    if own:
+        yield (
+            f"{field}: {' and '.join(own)} of {kind.__name__} {'are' if len(own) > 1 else 'is'} not called: scores are "
+            "those of a confusion matrix over all images."
         )
 
 

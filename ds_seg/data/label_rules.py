@@ -46,10 +46,10 @@ class LabelRule:
 
     def describe_allowed(self) -> str:
         """The ids that may occur, for people."""
-        ignored = (
-            f"0 and {self.ignore_index} are ignored" if self.reduce_zero_label else f"{self.ignore_index} is ignored"
-        )
-        return f"{self.first_id}..{self.last_id} ({ignored})"
+        candidates = sorted({0, self.ignore_index + self.first_id, 255})
+        ignored = [str(label) for label in candidates if self.class_of(label) == IGNORED]
+        listed = " and ".join(ignored) or "none"
+        return f"{self.first_id}..{self.last_id} ({listed} {'are' if len(ignored) > 1 else 'is'} ignored)"
 
 
 PixelCounts: TypeAlias = Mapping[LabelRule, Mapping[int, int]]
@@ -78,6 +78,11 @@ def explain_wrong_ids(pixels_by_id: Mapping[int, int], rule: LabelRule) -> str |
     wrong = sorted(label for label in pixels_by_id if rule.class_of(label) == OUTSIDE)
     if not wrong:
         return None
+    if 0 in wrong and rule.reduce_zero_label:
+        return (
+            f"reduce_zero_label=True makes 255 of id 0, which ignore_index={rule.ignore_index} does not ignore. Set "
+            "ignore_index=255 in the dataset and in the heads, and write 255 for all other pixels that don't count."
+        )
     last = wrong[-1]
     off_by_one = wrong == [rule.last_id + 1] and not rule.label_map
     if off_by_one and not rule.reduce_zero_label and 0 not in pixels_by_id and 1 in pixels_by_id:

@@ -47,18 +47,20 @@ def layer_id(name: str, depth: int) -> int:
 def group_key(name: str, parameter: nn.Parameter, depth: int, settings: OptimizerSettings) -> GroupKey:
     """The rate factor and weight decay of one parameter.
 
-    Vectors (biases, norms, LayerScale) are never decayed; `cls_token` and `pos_embed` only when
-    `settings.decay_embeddings` says so. ZeRO-3 empties a parameter's data, so its own idea of the shape counts.
+    With layer-wise decay, vectors (biases, norms, LayerScale) are never decayed, `cls_token` and `pos_embed` only when
+    `settings.decay_embeddings` says so; without it everything is, as in MMCV. ZeRO-3 empties a parameter's data, so its
+    own idea of the shape counts.
     """
     shape = getattr(parameter, "ds_shape", parameter.shape)
-    is_embedding = name.rpartition(".")[2] in EMBEDDINGS
-    exempt = len(shape) <= 1 or (is_embedding and not settings.decay_embeddings)
-    lr_scale, weight_decay = 1.0, 0.0 if exempt else settings.weight_decay
+    lr_scale, weight_decay = 1.0, settings.weight_decay
     if settings.layer_decay_rate is not None:
         lr_scale = settings.layer_decay_rate ** (depth + 1 - layer_id(name, depth))
+        is_embedding = name.rpartition(".")[2] in EMBEDDINGS
+        if len(shape) <= 1 or (is_embedding and not settings.decay_embeddings):
+            weight_decay = 0.0
     matching = [key for key in settings.multipliers if key in name]
     if matching:
-        lr_mult, decay_mult = settings.multipliers[max(matching, key=lambda key: (len(key), key))]
+        lr_mult, decay_mult = settings.multipliers[min(matching, key=lambda key: (-len(key), key))]
         lr_scale, weight_decay = lr_scale * lr_mult, weight_decay * decay_mult
     return GroupKey(lr_scale, weight_decay)
 

@@ -25,6 +25,7 @@ class InferenceOptions(TypedDict):
     """The keyword arguments of `predict_images`, which says what they mean."""
 
     test_cfg: Mapping[str, Any]
+    in_channels: int
     out_channels: int
     align_corners: bool
     window_batch: int

@@ -4,7 +4,7 @@ Under ZeRO-3 a forward is a collective, and images of other aspect ratios have o
 ranks advance in ticks: before each one they agree whether anybody still has windows, and a rank that has
 none runs zeros of the smallest window size in use and throws the result away.
 
-Shape suffixes: B windows in a batch; K output channels; H, W pixels; h, w pixels of a window.
+Shape suffixes: B windows in a batch; C channels of an image; K output channels; H, W pixels; h, w pixels of a window.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Sample(Protocol):
 
     @property
     def views(self) -> Sequence[tuple[torch.Tensor, Mapping[str, Any]]]:
-        """Pairs of an image (1, 3, H, W), float32, and its MMSeg meta."""
+        """Pairs of an image (1, C, H, W), float32, and its MMSeg meta."""
         ...
 
 
@@ -65,6 +65,7 @@ class Prediction:
 @dataclass(frozen=True)
 class _Settings:
     grid: Grid
+    in_channels: int
     out_channels: int
     align_corners: bool
     window_batch: int
@@ -149,7 +150,7 @@ class _Job(NamedTuple):
     image: _Image
     view: _View
     window: Window
-    pixels_3hw: torch.Tensor
+    pixels_Chw: torch.Tensor
 
 
 @dataclass
@@ -179,6 +180,7 @@ def predict_images(
     encode_decode: EncodeDecode,
     *,
     test_cfg: Mapping[str, Any],
+    in_channels: int,
     out_channels: int,
     align_corners: bool,
     window_batch: int,
@@ -194,8 +196,9 @@ def predict_images(
 
     Args:
         samples: This rank's images; ranks may have different numbers of them, or none.
-        encode_decode: Maps images (B, 3, h, w) to logits (B, K, h, w); may itself be a collective.
+        encode_decode: Maps images (B, C, h, w) to logits (B, K, h, w); may itself be a collective.
         test_cfg: dict(mode='slide', crop_size=(h, w), stride=(h, w)) or dict(mode='whole'), pixels.
+        in_channels: C.
         out_channels: K; with 1 the scores are sigmoids, split at `threshold`.
         align_corners: How logits are resized to the image's own size.
         window_batch: Most windows in one forward, at least 1.
@@ -217,7 +220,7 @@ def predict_images(
         windows of all images form one stream. Scores as in open-mmlab/mmsegmentation v0.30.0 EncoderDecoder.
     """
     grid = Grid(test_cfg, patch_size)
-    settings = _Settings(grid, out_channels, align_corners, window_batch, device, threshold, keep_scores)
+    settings = _Settings(grid, in_channels, out_channels, align_corners, window_batch, device, threshold, keep_scores)
     done = 0
     with closing(stop.Leavable(samples)) as leavable:
         queue = _Queue(_iterate_jobs(leavable, settings), window_batch)
@@ -249,12 +252,12 @@ def _iterate_jobs(samples: Iterable[Sample], settings: _Settings) -> Iterator[_J
     for sample in samples:
         views = list(sample.views)
         image = _Image(sample.index, views[0][1], len(views), len(views))
-        for image_13HW, meta in views:
-            height, width = image_13HW.shape[-2:]
+        for image_1CHW, meta in views:
+            height, width = image_1CHW.shape[-2:]
             windows = settings.grid.windows(height, width)
             view = _View(meta, (height, width), len(windows))
             for window in windows:
-                yield _Job(image, view, window, image_13HW[0, :, window.y1 : window.y2, window.x1 : window.x2])
+                yield _Job(image, view, window, image_1CHW[0, :, window.y1 : window.y2, window.x1 : window.x2])
 
 
 def _take_unless_stopped(queue: _Queue) -> list[_Job]:
@@ -290,11 +293,11 @@ def _forward(
 ) -> torch.Tensor:
     """The tick's one forward, on zeros if this rank has no window."""
     if batch:
-        images_B3hw = torch.stack([job.pixels_3hw for job in batch]).to(settings.device)
+        images_BChw = torch.stack([job.pixels_Chw for job in batch]).to(settings.device)
     else:
-        images_B3hw = torch.zeros(1, 3, *dummy_size, device=settings.device)
+        images_BChw = torch.zeros(1, settings.in_channels, *dummy_size, device=settings.device)
     with torch.no_grad():
-        logits_BKhw = encode_decode(images_B3hw)
-    wanted = (len(images_B3hw), settings.out_channels, *images_B3hw.shape[2:])
+        logits_BKhw = encode_decode(images_BChw)
+    wanted = (len(images_BChw), settings.out_channels, *images_BChw.shape[2:])
     assert logits_BKhw.shape == wanted, f"encode_decode returned {tuple(logits_BKhw.shape)}, wanted {wanted}"
     return logits_BKhw

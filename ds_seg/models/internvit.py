@@ -101,7 +101,7 @@ class InternViT(BaseModule):
     ) -> None:
         super().__init__()
         self.num_features = self.embed_dim = embed_dim
-        self.depth, self.patch_size, self.img_size = depth, patch_size, img_size
+        self.in_chans, self.depth, self.patch_size, self.img_size = in_chans, depth, patch_size, img_size
         self.drop_path_rate, self.with_fpn = drop_path_rate, with_fpn
         self.out_indices = tuple(out_indices)
         self.out_channels = [embed_dim] * len(self.out_indices)

@@ -41,6 +41,7 @@ class WeightReport:
         image_px: side of the image whose patch grid the file's position table has, if it has one.
         tensors: parameters of the backbone that were written.
         parameters: their numbers in all.
+        rounded: how many of those tensors the file has in more bits than the backbone.
         resized_positions: sides, in patches, of the file's and of the backbone's position grid, if they differ.
         resized_patch: sides, in pixels, of the file's and of the backbone's patch, if they differ.
         ignored: names in the file that were left unused, as expected.
@@ -56,6 +57,7 @@ class WeightReport:
     image_px: int | None
     tensors: int
     parameters: int
+    rounded: int
     resized_positions: Sides | None
     resized_patch: Sides | None
     ignored: list[str]
@@ -78,6 +80,9 @@ class WeightReport:
             ("left initial", summarise_names(self.missing)),
             ("read", format_rate(self.bytes, self.seconds)),
         ]
+        if self.rounded:
+            have = f"{self.rounded} tensors have more bits in the file than in the backbone"
+            rows.append(("rounded", f"{have}; FP32 masters start from the rounded values"))
         return format_rows(rows)
 
 
@@ -206,7 +211,8 @@ def _plan(
     expected_unexpected: Sequence[str],
     used_elsewhere: Collection[str],
 ) -> _Plan:
-    wanted = {name: _shape_of(parameter) for name, parameter in backbone.named_parameters()}
+    named = dict(backbone.named_parameters())
+    wanted = {name: _shape_of(parameter) for name, parameter in named.items()}
     try:
         translation = translate_names(name for name in files.entries if name not in used_elsewhere)
     except WeightsError as error:
@@ -230,6 +236,7 @@ def _plan(
         image_px=measure_image_px(got),
         tensors=len(sources),
         parameters=sum(math.prod(wanted[name]) for name in sources),
+        rounded=sum(_is_rounded(parameter, sources.get(name, ()), files) for name, parameter in named.items()),
         resized_positions=_find_sides(POSITION_TABLE, wanted, got),
         resized_patch=_find_sides(PATCH_KERNEL, wanted, got),
         ignored=ignored,
@@ -246,6 +253,11 @@ def _join_shapes(parts: Sequence[str], files: WeightFiles) -> tuple[int, ...]:
     if not others:
         return first
     return (sum(shape[0] for shape in (first, *others)), *first[1:]) if others == [first] * len(others) else ()
+
+
+def _is_rounded(parameter: nn.Parameter, parts: Sequence[str], files: WeightFiles) -> bool:
+    entries = [files.entries[part] for part in parts]
+    return any(entry.bytes > parameter.dtype.itemsize * math.prod(entry.shape) for entry in entries)
 
 
 def _find_sides(name: str, wanted: Shapes, got: Shapes) -> Sides | None:

@@ -128,6 +128,14 @@ def is_weight_path(path: Path) -> bool:
     return path.is_file() or path.suffix in _SUFFIXES
 
 
+def describe_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, TensorEntry]:
+    """The entries of tensors that were read from a file."""
+    return {
+        name: TensorEntry(path, tuple(tensor.shape), tensor.nbytes, tensor.is_floating_point())
+        for name, tensor in tensors.items()
+    }
+
+
 class _OpenFile(Protocol):
     path: Path
     meta: Mapping[str, Any]
@@ -167,8 +175,7 @@ class _TorchFile:
         self._tensors = {name: value for name, value in _unnest(loaded).items() if isinstance(value, Tensor)}
 
     def list_entries(self) -> Iterator[tuple[str, TensorEntry]]:
-        for name, tensor in self._tensors.items():
-            yield name, TensorEntry(self.path, tuple(tensor.shape), tensor.nbytes, tensor.is_floating_point())
+        yield from describe_tensors(self.path, self._tensors).items()
 
     def read(self, name: str) -> Tensor:
         return self._tensors[name].detach()

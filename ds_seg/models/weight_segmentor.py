@@ -7,6 +7,7 @@ comes from the file that the config names as pretrained.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from ds_seg.models.load_weights import (
     validate_finite,
 )
 from ds_seg.models.weight_dialects import TRUNK, holds_pyramid, holds_trunk, translate_head_names
-from ds_seg.models.weight_files import WeightFiles
+from ds_seg.models.weight_files import TensorEntry, WeightFiles
 from ds_seg.models.weight_stream import is_finite
 
 _MAY_BE_ABSENT = ".num_batches_tracked"
@@ -62,17 +63,38 @@ class HeadReport:
             rows.append(("ignored", summarise_names(self.ignored)))
         return format_rows(rows)
 
+    def find_other_class(self, names: Sequence[str]) -> str | None:
+        """The first class that a dataset of as many calls by another name; None where there is none."""
+        if len(self.classes) != len(names):
+            return None  # the head does not fit, and the report says so
+        for index, (theirs, ours) in enumerate(zip(self.classes, names, strict=True)):
+            if theirs != ours:
+                return f"class {index} is '{theirs}' in the file and '{ours}' in the dataset"
+        return None
+
 
 @dataclass
-class _HeadPlan:
+class HeadPlan:
+    """Which tensors go into which heads.
+
+    Args:
+        sources: our name -> the source's name, of what fits.
+        faults: field of a head in a config -> why it keeps initial values.
+        ignored: names in the source that no head takes.
+    """
+
     sources: dict[str, str] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
+    faults: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+
+    def list_left_initial(self) -> list[str]:
+        """The faults as sentences."""
+        return [f"{config_field}: {reason}" for config_field, reason in self.faults.items()]
 
 
 @dataclass(frozen=True)
 class _Plan:
-    heads: _HeadPlan
+    heads: HeadPlan
     report: HeadReport
     trunk: bool
     pyramid: bool
@@ -145,14 +167,27 @@ def _plan(heads: nn.Module, files: WeightFiles, *, has_trunk_path: bool, needs_h
             f"Weight file {files.path} holds no decode head, so there is nothing to predict with. Name a segmentation "
             "checkpoint; a backbone alone is what 'ds-seg train --load-from' starts from."
         )
-    plan = _plan_heads(heads, names, files, needs_head=needs_head)
+    plan = plan_heads(heads, names, files.entries)
+    if needs_head and "decode_head" in plan.faults:
+        classes = f" The file's classes: {_describe_classes(files.classes)}." if files.classes else ""
+        raise WeightsError(
+            f"Weight file {files.path} does not fit the heads of the config: decode_head: {plan.faults['decode_head']}."
+            f" Set model.decode_head as in the config that it was trained with.{classes}"
+        )
     sizes = [math.prod(files.entries[name].shape) for name in plan.sources.values()]
-    report = HeadReport(len(sizes), sum(sizes), files.classes, plan.faults, plan.ignored)
+    report = HeadReport(len(sizes), sum(sizes), files.classes, plan.list_left_initial(), plan.ignored)
     return _Plan(plan, report, trunk or not names, pyramid, frozenset(names.values()))
 
 
-def _plan_heads(heads: nn.Module, names: dict[str, str], files: WeightFiles, *, needs_head: bool) -> _HeadPlan:
-    plan = _HeadPlan()
+def plan_heads(heads: nn.Module, names: Mapping[str, str], entries: Mapping[str, TensorEntry]) -> HeadPlan:
+    """Compare tensors that were saved with those of the heads.
+
+    Args:
+        heads: as built.
+        names: our name -> that in `entries`, of all tensors of heads there.
+        entries: what was saved.
+    """
+    plan = HeadPlan()
     state = heads.state_dict()
     for module, config_field in _PARTS.items():
         wanted = {name: tensor for name, tensor in state.items() if name.startswith(f"{module}.")}
@@ -160,19 +195,15 @@ def _plan_heads(heads: nn.Module, names: dict[str, str], files: WeightFiles, *, 
         if not wanted:
             plan.ignored += got.values()
             continue
-        faults = _fit_head(wanted, got, files, plan)
+        faults = _fit_head(wanted, got, entries, plan)
         if faults:
-            plan.faults.append(f"{config_field}: {'; '.join(faults)}")
-        if faults and needs_head and module == "decode_head":
-            classes = f" The file's classes: {_describe_classes(files.classes)}." if files.classes else ""
-            raise WeightsError(
-                f"Weight file {files.path} does not fit the heads of the config: {plan.faults[-1]}. Set model."
-                f"{config_field} as in the config that it was trained with.{classes}"
-            )
+            plan.faults[config_field] = "; ".join(faults)
     return plan
 
 
-def _fit_head(wanted: dict[str, Tensor], got: dict[str, str], files: WeightFiles, plan: _HeadPlan) -> list[str]:
+def _fit_head(
+    wanted: dict[str, Tensor], got: dict[str, str], entries: Mapping[str, TensorEntry], plan: HeadPlan
+) -> list[str]:
     """Add what can be loaded of one head to the plan; returns what speaks against the rest."""
     if not got:
         return ["the file has none"]
@@ -183,8 +214,8 @@ def _fit_head(wanted: dict[str, Tensor], got: dict[str, str], files: WeightFiles
         return _describe_other_structure(absent, unknown)
     wrong = []
     for name, source in got.items():
-        shape = files.entries[source].shape
-        if wanted[name].is_floating_point() and not files.entries[source].floating:
+        shape = entries[source].shape
+        if wanted[name].is_floating_point() and not entries[source].floating:
             wrong.append(f"{name} holds no floating-point numbers in the file")
         elif shape == tuple(wanted[name].shape):
             plan.sources[name] = source

@@ -26,5 +26,5 @@ def compute_forward_flops(backbone: Mapping[str, Any], crop_size_px: tuple[int, 
     tokens = compute_tokens(crop_size_px, patch_px)
     matrices = (4 + 2 * float(backbone.get("mlp_ratio", 4))) * channels**2
     block = 2 * tokens * matrices + 4 * tokens**2 * channels
-    patches = 2 * (tokens - 1) * 3 * patch_px**2 * channels
+    patches = 2 * (tokens - 1) * int(backbone.get("in_chans", 3)) * patch_px**2 * channels
     return (int(backbone["out_indices"][-1]) + 1) * block + patches

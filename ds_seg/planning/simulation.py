@@ -2,7 +2,7 @@
 
 The backbone is simulated at two small depths, since every further block adds the same; the heads at full size.
 
-Shape suffixes: B images, H W pixels, 3 colours, 1 label; D channels, h w a feature map.
+Shape suffixes: B images, H W pixels, C channels of an image, 1 label; D channels, h w a feature map.
 """
 
 from __future__ import annotations
@@ -115,10 +115,10 @@ def _simulate_depth(model_cfg: Mapping[str, Any], depth: int, setting: StepSetti
         built = build_backbone(shorter).to(setting.dtype)
     with _without_data():
         backbone = _prepare(built, setting)
-        images_B3HW = torch.empty(setting.micro_batch, 3, *setting.crop_size_px, dtype=setting.dtype)
+        images_BCHW = torch.empty(setting.micro_batch, built.in_chans, *setting.crop_size_px, dtype=setting.dtype)
         with tracker:
             tracker.enter(KEPT)
-            features = backbone(images_B3HW)
+            features = backbone(images_BCHW)
             kept, forward_flops = Counter(tracker.live), tracker.flops
             tracker.enter(BACKWARD)
             trained = [feature for feature in features if feature.requires_grad]

@@ -202,10 +202,10 @@ def check_load_weights() -> dict:
     report = {}
     for kind, options in TRAINED.items():
         backbone, heads = build_modules(make_run("bf16", **options))
-        averaged = load_weights_from_checkpoint(OUT / f"{kind}_world2" / "checkpoints" / "step_000002", backbone, heads)
+        loaded = load_weights_from_checkpoint(OUT / f"{kind}_world2" / "checkpoints" / "step_000002", backbone, heads)
         weights = collect_weights(Engines(backbone, heads, make_run("bf16", **options), training=False))
         report[kind] = {
-            "averaged": averaged,
+            "averaged": loaded.averaged,
             "equal": are_equal(weights, torch.load(OUT / f"{kind}_world2_rank0.pt")),
         }
     return report

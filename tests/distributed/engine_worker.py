@@ -6,6 +6,7 @@ Usage: engine_worker.py OUTPUT_FOLDER [CHECK ...]
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
 import math
@@ -35,6 +36,8 @@ from ds_seg.summary import describe_backbone, describe_heads
 from engine_setup import RECIPE, digest, make_micro_batches, make_run, start, train
 from recipe import DEPTH
 from sharded import change_zero, collect_weights
+
+from mmcv import Config  # isort: skip
 
 OUT = Path(sys.argv[1])
 NAN = float("nan")
@@ -359,6 +362,24 @@ def check_load_weights() -> dict:
         different = [name for name in saved if not torch.equal(saved[name], weights[name])]
         report[kind] = {"different": different, "tensors": len(weights), "same_names": list(saved) == list(weights)}
     return report
+
+
+def check_other_classes() -> dict:
+    """Weights of a checkpoint as a start for heads with more classes, and with another structure."""
+    run = make_run("bf16")
+    folder = OUT / "trained_world2" / "checkpoints" / "step_000002"
+    model = copy.deepcopy(run.model)
+    model.decode_head.num_classes += 1
+    model.auxiliary_head.with_norm = False
+    backbone, heads = build_modules(dataclasses.replace(run, mmseg=Config({**run.mmseg, "model": model})))
+    before = {name: value.clone() for name, value in heads.state_dict().items()}
+    loaded = load_weights_from_checkpoint(folder, backbone, heads, needs_heads=False)
+    taken = [name for name, value in heads.state_dict().items() if not torch.equal(value, before[name])]
+    return {
+        "left_initial": loaded.left_initial,
+        "taken": taken,
+        "needed": catch(load_weights_from_checkpoint, folder, backbone, heads),
+    }
 
 
 def flip_byte(path: Path) -> None:

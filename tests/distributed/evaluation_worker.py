@@ -23,6 +23,7 @@ from ds_seg.evaluation import lockstep
 from ds_seg.evaluation.evaluate import EvaluationResult, evaluate_dataset
 
 CLASSES = ("road", "sky", "tree", "car")
+CHANNELS = 2
 SIZES = [(40, 300), (32, 32), (250, 36), (16, 20), (64, 64), (33, 31), (500, 40)]
 CASES = {
     "slide": {"test_cfg": {"mode": "slide", "crop_size": (32, 40), "stride": (20, 25)}, "window_batch": 3},
@@ -32,7 +33,7 @@ CASES = {
 
 
 def make_image(index: int) -> SimpleNamespace:
-    image_13HW = torch.randn(1, 3, *SIZES[index], generator=torch.Generator().manual_seed(index))
+    image_13HW = torch.randn(1, CHANNELS, *SIZES[index], generator=torch.Generator().manual_seed(index))
     meta = {"img_shape": (*SIZES[index], 3), "ori_shape": (*SIZES[index], 3), "flip": False}
     flipped = (image_13HW.flip(3), meta | {"flip": True, "flip_direction": "horizontal"})
     return SimpleNamespace(index=index, views=[(image_13HW, meta), flipped])
@@ -50,7 +51,7 @@ class Model:
     def __init__(self) -> None:
         self.calls = 0
         self.windows = 0
-        self.weight = torch.randn(len(CLASSES), 3, 5, 5, generator=torch.Generator().manual_seed(99))
+        self.weight = torch.randn(len(CLASSES), CHANNELS, 5, 5, generator=torch.Generator().manual_seed(99))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         self.calls += 1
@@ -79,6 +80,7 @@ def evaluate(case: str) -> tuple[EvaluationResult, Model]:
         num_classes=len(CLASSES),
         class_names=CLASSES,
         load_label=load_label,
+        in_channels=CHANNELS,
         out_channels=len(CLASSES),
         align_corners=False,
         device=torch.device("cpu"),

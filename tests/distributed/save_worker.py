@@ -267,7 +267,7 @@ def check_fallback() -> dict:
         "chosen": chosen.name,
         "warnings": warnings,
         "resumed": digest(again) == digests[0] and state.step == 1,
-        "averaged": load_weights_from_checkpoint(older, backbone, heads),
+        "averaged": load_weights_from_checkpoint(older, backbone, heads).averaged,
         "tag": catch(choose_resume_point, run.work_dir, newer.name, warnings.append),
         "latest": catch(choose_resume_point, run.work_dir, "latest", warnings.append),
         "absent": catch(choose_resume_point, run.work_dir, "step_000009", warnings.append),

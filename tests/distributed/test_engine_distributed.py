@@ -213,6 +213,16 @@ def test_a_checkpoint_of_another_run_or_model_is_refused(one_rank, two_ranks, na
         assert run["check_mismatches"]["unmoved"]
 
 
+def test_heads_that_do_not_fit_a_checkpoint_start_from_initial_values(two_ranks):
+    for rank in two_ranks:
+        got = rank["check_other_classes"]
+        decode_head, auxiliary_head = got["left_initial"]
+        assert decode_head.startswith("decode_head: decode_head.conv_seg.weight is [")
+        assert "auxiliary_head: the file's head has" in auxiliary_head
+        assert got["taken"] and all(name.startswith("decode_head.norm.") for name in got["taken"])
+        assert "is of another model: heads parameter" in got["needed"]
+
+
 def test_a_model_that_cannot_be_built_is_the_users_mistake(two_ranks):
     for rank in two_ranks:
         got = rank["check_bad_configs"]

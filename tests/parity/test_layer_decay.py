@@ -128,10 +128,11 @@ def test_one_group_for_each_rate_and_decay(named, depth, run):
     assert built[-1]["layers"] == "heads"
 
 
-@pytest.mark.parametrize("rate", [1.0, None])
-def test_groups_that_share_rate_and_decay_are_one(named, depth, run, rate):
+@pytest.mark.parametrize(("rate", "count"), [(1.0, 2), (None, 1)])
+def test_groups_that_share_rate_and_decay_are_one(named, depth, run, rate, count):
+    """Without layer decay nothing is exempt from weight decay."""
     built = build(named, depth, run, layer_decay_rate=rate)
-    assert len(built) == 2 and sum(len(group["params"]) for group in built) == len(named)
+    assert len(built) == count and sum(len(group["params"]) for group in built) == len(named)
     assert {group["layers"] for group in built} == {f"embeddings, blocks 0-{depth - 1}, heads"}
     assert f"embeddings, blocks 0-{depth - 1}, heads" in format_groups(built)
 

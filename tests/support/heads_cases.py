@@ -163,6 +163,7 @@ def make_run(case: dict) -> RunConfig:
         "model.test_cfg": case.get("test_cfg", {}),
         "data.samples_per_gpu": MICRO_BATCH,
         "data.train.pipeline.3.crop_size": (side_px, side_px),
+        "data.train.pipeline.6.size": (side_px, side_px),
         "global_batch": MICRO_BATCH * case.get("accumulation", 1) * WORLD,
         "optimizer.lr": 1e-2,
         "lr_config.warmup_iters": 0,

@@ -47,6 +47,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "listed_auxiliary_heads": {"backbone": BACKBONE, "decode_head": HEAD, "auxiliary_head": [AUXILIARY]},
     "upernet": {"backbone": {**BACKBONE, "with_fpn": True, "with_final_norm": True}, "decode_head": UPER},
     "cascade": {"backbone": BACKBONE, "decode_head": [AUXILIARY, OCR]},
+    "one_channel": {"backbone": {**BACKBONE, "in_chans": 1}, "decode_head": HEAD},
     "like_dinov2": {
         "backbone": {**BACKBONE, "norm": "layer", "qkv_bias": True, "qk_normalization": False, "output_norm": True},
         "decode_head": HEAD,

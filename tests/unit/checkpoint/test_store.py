@@ -123,6 +123,8 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
         make(tmp_path, checkpoint_name(step))
     drop(tmp_path, 2, needed=("step_000010", None))
     assert names(tmp_path) == ["step_000010", "step_000030", "step_000040"]
+    drop(tmp_path, -1)
+    assert len(names(tmp_path)) == 3
     drop(tmp_path, 1)
     assert names(tmp_path) == ["step_000040"]
     assert [path.name for path in checkpoints_folder(tmp_path).iterdir()] == ["step_000040"]

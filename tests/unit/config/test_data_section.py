@@ -24,6 +24,8 @@ def copies(role):
 
 def test_a_list_of_training_sets_has_one_crop():
     train = copies("train")
+    for dataset in train:
+        dataset["pipeline"][6]["size"] = None
     train[0]["pipeline"][3]["crop_size"] = [56, 70]
     train[1] = {"type": "RepeatDataset", "times": 2, "dataset": train[1]}
     train[1]["dataset"]["pipeline"][3]["crop_size"] = (56, 70)
@@ -38,6 +40,16 @@ def test_a_list_of_training_sets_has_one_crop():
         ConfigError, match=r"data\.train\[1\]\.dataset\.pipeline\[3\]\.crop_size: got \(50, 70\), want mul"
     ):
         build(**{"data.train": train})
+
+
+def test_crops_are_filled_up_to_their_own_size():
+    other = "data.train.pipeline.{}=[56,70]"
+    with pytest.raises(
+        ConfigError, match=r"pipeline\[6\]\.size: got \(112, 112\), but RandomCrop cuts \(56, 70\)\. Give"
+    ):
+        build(other.format("3.crop_size"))
+    assert build(other.format("3.crop_size"), other.format("6.size")).train_crop_px == (56, 70)
+    assert build(other.format("3.crop_size"), "data.train.pipeline.6.size=None").train_crop_px == (56, 70)
 
 
 @pytest.mark.parametrize("role", ["val", "test"])

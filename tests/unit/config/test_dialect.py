@@ -60,6 +60,13 @@ custom_hooks = [dict(type="ToFloat16Hook")]
     }
 
 
+def test_a_logger_has_no_interval_of_its_own(tmp_path):
+    text = "log_config = dict(interval=20, hooks=[dict(type='TextLoggerHook', interval={})])"
+    (note,) = build(write(tmp_path, text.format(5))).notes
+    assert "'log_config.hooks[0].interval' has no effect: everything is logged every 20 steps" in note
+    assert not build(write(tmp_path, text.format(20))).notes
+
+
 def test_deepspeed_false_uses_zero3_all_the_same(tmp_path):
     run = build(write(tmp_path, "deepspeed = False\ndeepspeed_config = 'zero_configs/absent.json'"))
     assert run.deepspeed["zero_optimization"]["stage"] == 3

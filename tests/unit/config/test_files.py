@@ -45,6 +45,14 @@ def test_variables_of_a_base_in_python_are_none_of_the_keys(tmp_path, name, text
     assert read_config_file(write(tmp_path, name, text), {}).seed == 3
 
 
+@pytest.mark.parametrize("text", ["custom_imports = dict(imports=['no_such_module'])", "import no_such_module"])
+def test_a_module_that_is_not_found_is_named(tmp_path, text):
+    with pytest.raises(
+        ConfigError, match=r"mine\.py.*: No module named 'no_such_module'.*PYTHONPATH=\. for the current"
+    ):
+        read_config_file(write(tmp_path, "mine.py", DEMO + text), {})
+
+
 def test_bases_in_a_circle_are_named(tmp_path):
     own = write(tmp_path, "own.py", '_base_ = "own.py"')
     with pytest.raises(ConfigError, match=r"_base_ leads back to the file that it stands in: \S+own\.py -> \S+own\.py"):

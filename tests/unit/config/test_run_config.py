@@ -26,6 +26,7 @@ def test_every_shipped_run_resolves(name):
     assert run.deepspeed["zero_optimization"]["stage"] == 3 and run.bf16
     assert run.deepspeed["train_batch_size"] == run.global_batch == run.mmseg.global_batch
     assert not run.notes
+    assert run.optimizer.layer_decay_rate is not None  # which exempts biases and norms from weight decay
 
 
 def test_a_path_and_a_bare_name_are_the_same_run():
@@ -68,6 +69,14 @@ def test_a_warm_up_that_the_run_does_not_outlast_is_told_of():
     (note,) = build_with("lr_config.warmup_iters=100", "runner.max_iters=100").notes
     assert "lr_config.warmup_iters=100 is no less than the run's 100 steps" in note
     assert not build_with("lr_config.warmup_iters=99", "runner.max_iters=100").notes
+
+
+def test_what_accumulation_makes_of_max_iters_is_told():
+    pairs = ["global_batch=None", "optimizer_config.cumulative_iters=4", "runner.max_iters=1000"]
+    (note,) = build_with(*pairs).notes
+    assert "runner.max_iters=1000 and all intervals count optimizer steps, of 4 micro-batches" in note
+    assert "makes 250 steps" in note
+    assert not build_with(*pairs, "optimizer_config.cumulative_iters=1").notes
 
 
 def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
@@ -148,6 +157,11 @@ def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
         (["resume_from=5"], r"resume_from: got 5, want a string"),
         (["work_dir=5"], r"work_dir: got 5, want a string"),
         (["deepspeed_config=5"], r"deepspeed_config: got 5, want a string"),
+        (
+            ["model.init_cfg.type=Pretrained", "model.init_cfg.checkpoint=a.pth"],
+            r"model\.init_cfg: got .*'a\.pth'.*, which is not read\. Remove it, and name the weights .* in load_from",
+        ),
+        (["model.backbone.init_cfg.checkpoint=a.pth"], r"model\.backbone\.init_cfg: got .* is not read.*load_from"),
         (["compile=no"], r"compile: got 'no', want True or False"),
         (["log_config.hooks=Text"], r"log_config\.hooks: got 'Text', want a list of dicts"),
         (["log_config.hooks.1.init_kwargs=5"], r"log_config\.hooks\[1\]\.init_kwargs: got 5, want a dict"),
@@ -189,7 +203,7 @@ def test_a_cascade_is_a_list_of_num_stages_heads(tmp_path):
 
 def test_the_training_crop_is_the_pipelines_else_the_windows_else_the_backbones():
     crop = "data.train.pipeline.3"
-    assert build_with(f"{crop}.crop_size=[56,112]").train_crop_px == (56, 112)
+    assert build_with(f"{crop}.crop_size=[56,112]", "data.train.pipeline.6.size=[56,112]").train_crop_px == (56, 112)
     assert build_with(f"{crop}.type=RandomRotate").train_crop_px == (112, 112)
     window = ["model.test_cfg.mode=slide", "model.test_cfg.crop_size=[70,84]", "model.test_cfg.stride=[70,84]"]
     assert build_with(f"{crop}.type=RandomRotate", *window).train_crop_px == (70, 84)
@@ -421,6 +435,16 @@ def test_when_checkpoints_are_kept_and_how_they_are_written():
     text = r"checkpoint_config\.keep_interval: got 70, but checkpoints are saved every 50 steps\. Use a multiple"
     with pytest.raises(ConfigError, match=text):
         build_with("checkpoint_config.interval=50", "checkpoint_config.keep_interval=70")
+
+
+def test_how_many_checkpoints_stay():
+    run = build_with("checkpoint_config.max_keep_ckpts=-1")
+    assert run.keep_checkpoints == -1 and not run.notes
+    with pytest.raises(ConfigError, match=r"max_keep_ckpts: got 0, want at least 1, or -1 for all"):
+        build_with("checkpoint_config.max_keep_ckpts=0")
+    run = build_with("checkpoint_config=None")
+    assert run.keep_checkpoints == 2
+    assert any("max_keep_ckpts is not set: the newest 2 checkpoints stay, where MMCV keeps all" in n for n in run.notes)
 
 
 def test_gloo_sums_whole_buckets_and_copies_nothing_after_it():

@@ -16,6 +16,7 @@ from ds_seg.data.label_rules import (
 
 PLAIN = LabelRule(num_classes=3)
 REDUCED = LabelRule(num_classes=3, reduce_zero_label=True)
+REDUCED_TO_200 = LabelRule(num_classes=3, ignore_index=200, reduce_zero_label=True)
 
 
 def test_ids_become_classes_as_mmseg_makes_them() -> None:
@@ -25,6 +26,12 @@ def test_ids_become_classes_as_mmseg_makes_them() -> None:
     mapped = LabelRule(num_classes=2, label_map=((0, 255), (1, 0), (2, 1)))
     assert [mapped.class_of(label) for label in (0, 1, 2, 3, 255)] == [IGNORED, 0, 1, OUTSIDE, IGNORED]
     assert LabelRule(num_classes=3, ignore_index=2).class_of(2) == IGNORED
+
+
+def test_allowed_ids_are_described() -> None:
+    assert PLAIN.describe_allowed() == "0..2 (255 is ignored)"
+    assert REDUCED.describe_allowed() == "1..3 (0 and 255 are ignored)"
+    assert REDUCED_TO_200.describe_allowed() == "1..3 (201 is ignored)"
 
 
 def test_no_wrong_ids_need_no_explanation() -> None:
@@ -42,6 +49,11 @@ def test_no_wrong_ids_need_no_explanation() -> None:
         ((0, 1, 2, 3, 4, 5), REDUCED, r"All ids from 1 to 5 occur, which makes 5 classes"),
         ((0, 76, 150), PLAIN, r"must be rewritten as the numbers of the classes.*num_classes and reduce_zero_label"),
         ((0, 300), PLAIN, r"must be rewritten"),
+        (
+            (0, 1, 2, 201),
+            REDUCED_TO_200,
+            r"makes 255 of id 0, which ignore_index=200 does not ignore\. Set ignore_index=255",
+        ),
     ],
 )
 def test_wrong_ids_are_explained_with_the_cure(ids: tuple[int, ...], rule: LabelRule, message: str) -> None:

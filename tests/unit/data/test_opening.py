@@ -10,6 +10,8 @@ from PIL import Image
 from ds_seg.data.opening import open_datasets
 from ds_seg.errors import ConfigError, DataError
 
+from mmseg.datasets import DATASETS, CityscapesDataset  # isort: skip
+
 CLASSES = ["ground", "roof", "road"]
 
 
@@ -89,6 +91,17 @@ def test_images_that_a_folder_leaves_out(root, capsys):
         f"data.train: 1 annotations in {root / 'masks'} have no image (a0.png). Add" in line
         for line in warnings_of(capsys)
     )
+
+
+@pytest.mark.parametrize("own", [["pre_eval", "evaluate"], []])
+def test_scores_of_a_datasets_own_are_not_asked_for(root, capsys, monkeypatch, own):
+    """MMSeg's Cityscapes has an `evaluate` that scores as all do."""
+    names = {"CLASSES": CLASSES, "PALETTE": [[0, 0, 0]] * len(CLASSES)}
+    kind = type("Mine", (CityscapesDataset,), names | {name: lambda *_: None for name in own})
+    monkeypatch.setitem(DATASETS.module_dict, "Mine", kind)
+    open_both(root, both={"type": "Mine", "seg_map_suffix": ".png"})
+    wanted = "warning: data.val: pre_eval and evaluate of Mine are not called: scores are those of a confusion matrix"
+    assert [line.startswith(wanted) for line in warnings_of(capsys)] == [True] * bool(own)
 
 
 def test_a_split_of_which_nothing_counts(root, capsys):

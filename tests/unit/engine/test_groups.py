@@ -3,8 +3,12 @@ import torch
 from torch import nn
 
 from ds_seg.config import OptimizerSettings
+from ds_seg.config.faults import Faults
+from ds_seg.config.sections import read_optimizer
 from ds_seg.engine.groups import build_param_groups, describe_layers, find_idle_multipliers, format_groups, layer_id
 from ds_seg.models import InternViT, build_heads
+
+from mmcv.runner import build_optimizer  # isort: skip
 
 DEPTH = 3
 HEAD = dict(type="FCNHead", in_channels=28, channels=28, num_convs=0, num_classes=4, with_norm=True)
@@ -28,6 +32,20 @@ def named():
     backbone = InternViT(embed_dim=28, depth=DEPTH, num_heads=2, img_size=28, out_indices=[DEPTH - 1], with_cp=False)
     heads = build_heads({"decode_head": HEAD})
     return [(f"backbone.{name}", p) for name, p in backbone.named_parameters()] + list(heads.named_parameters())
+
+
+def mmcv_groups(monkeypatch, named, **optimizer):
+    """Name -> (rate, weight decay) as MMCV's default constructor sets them."""
+    monkeypatch.setattr("mmcv.runner.optimizer.default_constructor.check_ops_exist", lambda: False)
+    root = nn.Module()
+    for name, parameter in named:
+        parent = root
+        for part in name.split(".")[:-1]:
+            parent = parent._modules.setdefault(part, nn.Module())
+        parent.register_parameter(name.rpartition(".")[2], parameter)
+    name_of = {parameter: name for name, parameter in named}
+    groups = build_optimizer(root, {"type": "AdamW", **optimizer}).param_groups
+    return {name_of[p]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
 
 
 def by_name(groups):
@@ -89,6 +107,32 @@ def test_the_longest_matching_multiplier_counts(named):
     assert groups["backbone.blocks.0.mlp.fc1.weight"]["base_lr"] == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {},
+        {"weight_decay": 0.05},
+        {
+            "weight_decay": 0.05,
+            "paramwise_cfg": {"custom_keys": {"norm": {"decay_mult": 0.0}, "head": {"lr_mult": 10}}},
+        },
+        {"weight_decay": 0.05, "paramwise_cfg": {"custom_keys": {"qkv": {"lr_mult": 2}, "0.a": {"lr_mult": 3}}}},
+        {
+            "weight_decay": 0.05,
+            "paramwise_cfg": {"custom_keys": {"blocks.1": {"lr_mult": 2}, "attn.qkv": {"lr_mult": 3}}},
+        },
+    ],
+    ids=["nothing", "decay", "norms and heads", "shares of a name", "keys of one length"],
+)
+def test_the_default_constructor_is_mmcvs(monkeypatch, named, optimizer):
+    optimizer = {"lr": 1e-3, **optimizer}
+    faults = Faults("config")
+    groups = build_param_groups(named, DEPTH, read_optimizer(optimizer, DEPTH, faults))
+    faults.raise_if_any()
+    found = {name: (group["base_lr"], group["weight_decay"]) for name, group in by_name(groups).items()}
+    assert found == mmcv_groups(monkeypatch, named, **optimizer)
+
+
 def test_frozen_parameters_are_left_out():
     frozen, trained = nn.Parameter(torch.zeros(2, 2), requires_grad=False), nn.Parameter(torch.zeros(2, 2))
     groups = build_param_groups([("backbone.a", frozen), ("backbone.b", trained)], DEPTH, settings())
@@ -121,8 +165,8 @@ def test_a_group_tells_which_layers_are_in_it(names, text):
     assert describe_layers(names, DEPTH).startswith(text)
 
 
-@pytest.mark.parametrize("rate", [None, 1.0])
-def test_layers_of_equal_rate_and_decay_share_a_group(named, rate):
+@pytest.mark.parametrize(("rate", "decays"), [(None, [0.05]), (1.0, [0.0, 0.05])])
+def test_layers_of_equal_rate_and_decay_share_a_group(named, rate, decays):
     groups = build_param_groups(named, DEPTH, settings(layer_decay_rate=rate))
-    assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.05]
+    assert sorted(group["weight_decay"] for group in groups) == decays
     assert all(group["layers"] == f"embeddings, blocks 0-{DEPTH - 1}, heads" for group in groups)

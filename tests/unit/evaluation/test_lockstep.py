@@ -107,8 +107,9 @@ def run_mmseg(model, sample):
 
 
 def run_ours(model, dataset, **changes):
-    options = {"test_cfg": dict(model.test_cfg), "out_channels": model.out_channels, "window_batch": 4}
-    options |= {"align_corners": model.align_corners, "device": torch.device("cpu"), "threshold": 0.5} | changes
+    options = {"test_cfg": dict(model.test_cfg), "in_channels": 3, "out_channels": model.out_channels}
+    options |= {"align_corners": model.align_corners, "device": torch.device("cpu")}
+    options |= {"window_batch": 4, "threshold": 0.5} | changes
     return list(predict_images(make_samples(dataset), lambda image: model.encode_decode(image, None), **options))
 
 
@@ -178,6 +179,7 @@ def test_evaluation_equals_mmsegs_evaluate(folder):
         load_label=dataset.get_gt_seg_map_by_idx,
         on_prediction=lambda prediction, label: seen.append((prediction.index, label.shape)),
         test_cfg=SLIDE,
+        in_channels=3,
         out_channels=5,
         align_corners=False,
         window_batch=3,
@@ -205,7 +207,13 @@ def test_a_batch_takes_windows_of_the_next_image_only_if_they_have_its_size(fold
         shapes.append(tuple(image.shape))
         return model.encode_decode(image, None)
 
-    options = {"test_cfg": SLIDE, "out_channels": 5, "align_corners": False, "device": torch.device("cpu")}
+    options = {
+        "test_cfg": SLIDE,
+        "in_channels": 3,
+        "out_channels": 5,
+        "align_corners": False,
+        "device": torch.device("cpu"),
+    }
     list(predict_images(make_samples(dataset), encode_decode, window_batch=64, progress=done.append, **options))
 
     assert len(shapes) < len(SIZES), "windows of equal size were not batched across images"
@@ -278,8 +286,8 @@ def test_a_wrong_label_is_an_error_that_names_the_file():
 
 
 def predict_options(**changes):
-    options = {"test_cfg": {"mode": "whole"}, "out_channels": 5, "align_corners": False, "window_batch": 1}
-    return options | {"device": torch.device("cpu")} | changes
+    options = {"test_cfg": {"mode": "whole"}, "in_channels": 3, "out_channels": 5, "align_corners": False}
+    return options | {"window_batch": 1, "device": torch.device("cpu")} | changes
 
 
 def run_evaluation(samples, load_label):

@@ -177,6 +177,9 @@ def test_internvl_pth_arrives_exactly(tmp_path, prefix):
     for part in (str(path), "InternVL segmentation backbone", "30 tensors", f"{report.parameters:,} parameters"):
         assert part in text
     assert "decode_head.conv_seg.weight" in text
+    assert "rounded       30 tensors have more bits in the file than in the backbone; FP32 masters start" in text
+    for same in (source, target):
+        assert "rounded" not in load(same, save(target, tmp_path / "bf16.pth")).table()
 
 
 def test_position_table_is_resized_in_fp32(tmp_path):

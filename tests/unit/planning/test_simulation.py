@@ -69,6 +69,13 @@ def test_flops_by_counter_and_by_formula(linear_run, traces):
     assert traces["block"].of(1).flops["all"] / 1e12 == pytest.approx(65.4, rel=0.01)
 
 
+def test_images_may_have_one_channel(linear_run, traces):
+    backbone = {**linear_run.model.backbone, "in_chans": 1}
+    flops = simulate_backbone({**linear_run.model, "backbone": backbone}, setting("none")).of(1).flops
+    assert flops["forward"] == pytest.approx(compute_forward_flops(backbone, (504, 504)), rel=1e-4)
+    assert traces["none"].of(1).flops["forward"] - flops["forward"] == 2 * 36**2 * 2 * 14**2 * 3200
+
+
 def test_full_size_logits_and_loss(linear_run):
     trace = simulate_heads(linear_run.model, setting("none"))
     assert trace.peak["logits and loss"] / GB == pytest.approx(0.5, rel=0.1)
