@@ -27,7 +27,7 @@ for argument in "$@"; do
   esac
 done
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export MASTER_ADDR
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 code=0

@@ -60,6 +60,7 @@ def test_several_machines_get_the_settings_of_this_shell(tmp_path):
         ["env", "-i", "/bin/bash", "-c", f"{exports} env"], capture_output=True, text=True, check=True
     )
     remote = dict(line.split("=", 1) for line in told.stdout.splitlines())
+    assert remote["PATH"].endswith(shell.pop("PATH"))  # behind a .venv's own bin
     assert {name: remote.get(name) for name in shell} == {**shell, "UNRELATED": None, "HOME": None}
     assert (remote["OWN"], remote["WANDB_MODE"], remote["DS_ACCELERATOR"]) == ("1", "offline", "cpu")
     assert command[-4:] == ["train", "demo", "--seed", "3"]
@@ -84,7 +85,8 @@ def test_slurm_refuses_a_resume_that_its_own_would_replace(option):
 def test_slurm_gives_each_task_its_cores_and_requeues_a_stopped_run(tmp_path):
     """With stand-ins for Slurm's commands, which write down what they are called with."""
     log = tmp_path / "log"
-    for name, answer in (("srun", "exit 75"), ("scontrol", 'if [ "$1" = show ]; then echo node7; echo node8; fi')):
+    nodes = 'if [ "$1" = show ]; then echo node7; sleep 0.1; echo node8; fi'
+    for name, answer in (("srun", "exit 75"), ("scontrol", nodes)):
         script = tmp_path / name
         script.write_text(f'#!/bin/bash\necho "{name} $* | ${{MASTER_ADDR:-}}:${{MASTER_PORT:-}}" >> {log}\n{answer}\n')
         script.chmod(0o755)
