@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NoReturn
 
 from ds_seg import __version__
@@ -88,7 +89,7 @@ def _with_hyphens(arguments: Sequence[str]) -> list[str]:
 
 def _refuse_empty(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     """An empty `--resume` or `--load-from`, of a variable that is not set, would start anew in silence."""
-    for before, argument in zip(["ds-seg", *arguments], arguments, strict=False):
+    for before, argument in pairwise(["ds-seg", *arguments]):
         if not argument.strip() or (argument.startswith("--") and argument.endswith("=")):
             empty = argument.strip() or f"the argument after {before}"
             parser.error(f"{empty} is empty: is a shell variable there not set?")
