@@ -51,7 +51,7 @@ def choose_resume_point(work_dir: Path, resume: str, warn: Callable[[str], objec
     if folders:
         raise CheckpointError(
             f"--resume auto: none of the {len(folders)} checkpoints in {checkpoints_folder(work_dir)} is complete; "
-            "the warnings above say what is wrong with each. Start over "
-            "without --resume, from weights with --load-from."
+            "the warnings above say what is wrong with each. Start over without --resume, from weights with "
+            "--load-from."
         )
     return None
