@@ -26,8 +26,8 @@ from ds_seg.errors import DataError, UserError, WeightsError
 from ds_seg.evaluation.lockstep import predict_images
 from ds_seg.models.backbone_building import build_backbone
 from ds_seg.models.heads import SegmentationHeads, build_heads
-from ds_seg.models.load_weights import summarise_names
 from ds_seg.models.weight_files import WeightFiles
+from ds_seg.models.weight_report import summarise_names
 from ds_seg.models.weight_segmentor import load_segmentor_weights
 
 
@@ -150,7 +150,7 @@ def load_model(
         backbone = build_backbone(model)
     backbone.to(description.dtype).to_empty(device=chosen)
     with distributed.alone():
-        report, _ = load_segmentor_weights(
+        (report,), _ = load_segmentor_weights(
             backbone, heads, Path(path), trunk_path=None, needs_head=True, log=lambda _report: None
         )
     if report.missing:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from ds_seg import distributed
-from ds_seg.checkpoint import load_weights_from_checkpoint, resolve_weights
+from ds_seg.checkpoint import load_weights_from_checkpoint, resolve_weights, stream_saved_values
 from ds_seg.config import RunConfig
 from ds_seg.config.data_section import list_steps
 from ds_seg.config.deepspeed_json import offloaded_share
@@ -26,9 +28,11 @@ from ds_seg.evaluation.evaluate import EvaluationResult, InferenceOptions, evalu
 from ds_seg.evaluation.lockstep import Prediction, predict_images
 from ds_seg.evaluation.windows import Grid
 from ds_seg.models.heads import SegmentationHeads
+from ds_seg.models.load_weights import stream_rounded
 from ds_seg.models.probe import probe_heads
 from ds_seg.models.weight_files import is_weight_path
 from ds_seg.models.weight_segmentor import load_segmentor_weights
+from ds_seg.models.weight_stream import Stretch
 from ds_seg.tracking.console import track_images
 
 Log = Callable[[str], None]
@@ -36,7 +40,7 @@ OnPrediction = Callable[[Prediction, np.ndarray], None]
 
 
 def build_engines(run: RunConfig, *, training: bool, weights: str | None, log: Log) -> Engines:
-    """Both engines, their weights loaded into the shards before DeepSpeed makes its FP32 copies.
+    """Both engines, their weights loaded into the shards, and in FP32 into the masters that DeepSpeed makes of these.
 
     Args:
         run: the run.
@@ -59,9 +63,12 @@ def build_engines(run: RunConfig, *, training: bool, weights: str | None, log: L
         distributed.agree(lambda: expect_cpu_adam(log))
     if training:
         run = _try_heads(run, backbone, heads, log)
+    exact: Iterable[Stretch] = ()
     if weights is not None:
-        load_weights(run, backbone, heads, weights, training=training, log=log)
+        exact = load_weights(run, backbone, heads, weights, training=training, log=log)
     engines = Engines(backbone, heads, run, training=training)
+    if engines.trainable_backbone and engines.dtype != torch.float32:
+        engines.load_masters(exact)
     validate_precision(engines)
     return engines
 
@@ -82,7 +89,7 @@ def _try_heads(run: RunConfig, backbone: nn.Module, heads: SegmentationHeads, lo
 
 def load_weights(
     run: RunConfig, backbone: nn.Module, heads: SegmentationHeads, source: str, *, training: bool, log: Log
-) -> None:
+) -> Iterator[Stretch]:
     """Load a weight file or a ds_seg checkpoint; a collective over all ranks.
 
     Args:
@@ -92,6 +99,9 @@ def load_weights(
         source: see `resolve_weights`.
         training: heads may then keep their initial values; for an evaluation the decode head must be there.
         log: gets the report of what was loaded.
+
+    Returns:
+        What a backbone in bf16 has rounded, in FP32: read again as it is asked for, by all ranks alike.
     """
     path = distributed.agree(lambda: resolve_weights(source))
     if not is_weight_path(path):
@@ -99,17 +109,21 @@ def load_weights(
         log(f"loaded {'the averages (EMA) of ' if loaded.averaged else ''}backbone and heads from {path}")
         for reason in loaded.left_initial:
             log(f"left initial: {reason}")
-        return
+        return stream_saved_values(path, backbone)
     trunk = next((file for file in _list_pretrained(run) if file and file != source), None)
-    report, of_heads = load_segmentor_weights(backbone, heads, path, trunk_path=trunk, needs_head=not training, log=log)
+    reports, of_heads = load_segmentor_weights(
+        backbone, heads, path, trunk_path=trunk, needs_head=not training, log=log
+    )
     if of_heads.classes and (other := of_heads.find_other_class(open_images(run.data, []).CLASSES)):
         log(f"warning: {other}: unless that is the same class, scores and pictures go by the wrong names")
     expected_px = run.model.backbone.get("pretrain_size")
-    if expected_px and report.image_px not in (None, expected_px, run.model.backbone.get("img_size")):
+    image_px = reports[0].image_px
+    if expected_px and image_px not in (None, expected_px, run.model.backbone.get("img_size")):
         log(
             f"warning: model.backbone.pretrain_size is {expected_px} px, but the weights have positions for "
-            f"{report.image_px} px: they may be of another release than the config is meant for"
+            f"{image_px} px: they may be of another release than the config is meant for"
         )
+    return itertools.chain.from_iterable(stream_rounded(backbone, report) for report in reports if report.rounded)
 
 
 def _list_pretrained(run: RunConfig) -> list[str | None]:

@@ -19,7 +19,7 @@ from ds_seg.checkpoint.store import (
 from ds_seg.checkpoint.training_state import TrainingState
 
 if TYPE_CHECKING:
-    from ds_seg.checkpoint.load import load_weights_from_checkpoint, resume_training
+    from ds_seg.checkpoint.load import load_weights_from_checkpoint, resume_training, stream_saved_values
     from ds_seg.checkpoint.save import CheckpointSaver, save_checkpoint
 
 __all__ = [
@@ -34,12 +34,14 @@ __all__ = [
     "resolve_weights",
     "resume_training",
     "save_checkpoint",
+    "stream_saved_values",
 ]
 _NEED_DEEPSPEED = {
     "CheckpointSaver": "save",
     "load_weights_from_checkpoint": "load",
     "resume_training": "load",
     "save_checkpoint": "save",
+    "stream_saved_values": "load",
 }
 
 

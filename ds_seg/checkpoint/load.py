@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from ds_seg.engine.precision import validate_precision
 from ds_seg.models.heads import SegmentationHeads
 from ds_seg.models.weight_files import describe_tensors
 from ds_seg.models.weight_segmentor import plan_heads
+from ds_seg.models.weight_stream import Stretch
 
 
 def resume_training(
@@ -105,6 +107,22 @@ def load_weights_from_checkpoint(
     plan = plan_heads(heads, {name: name for name in saved_heads}, describe_tensors(folder / HEADS_FILE, saved_heads))
     heads.load_state_dict({**heads.state_dict(), **{name: saved_heads[name] for name in plan.sources}})
     return LoadedWeights(content["averaged"], plan.list_left_initial())
+
+
+def stream_saved_values(folder: Path, backbone: nn.Module) -> Iterator[Stretch]:
+    """The weights that `load_weights_from_checkpoint` has loaded, in FP32; a collective at each step.
+
+    Args:
+        folder: the same checkpoint.
+        backbone: the same backbone, partitioned.
+    """
+    saved = SavedBackbone(folder, read_state(folder)) if distributed.is_main() else None
+    for name, parameter in backbone.named_parameters():
+        values = torch.empty(parameter.ds_numel, dtype=torch.float32, device=distributed.device())
+        if saved is not None:
+            values.copy_(saved.read(name).flatten())
+        distributed.broadcast(values)
+        yield Stretch(name, 0, values)
 
 
 @dataclass(frozen=True)

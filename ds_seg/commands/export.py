@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from ds_seg.checkpoint.export import DTYPES, note_for_mmseg, validate_output, write_export
     from ds_seg.checkpoint.model_weights import open_exported
     from ds_seg.checkpoint.round_trip import compare_logits
-    from ds_seg.models.load_weights import format_rate
+    from ds_seg.models.weight_report import format_rate
     from ds_seg.resumption import resolve_trained
 
     resume_collector()

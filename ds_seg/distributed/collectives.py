@@ -43,6 +43,12 @@ def any_rank(flag: bool) -> bool:
     return bool(reduce_max(torch.tensor([int(flag)], device=device())).item())
 
 
+def broadcast(values: torch.Tensor) -> None:
+    """Overwrite `values` with global rank 0's. A collective."""
+    if world_size() > 1:
+        dist.broadcast(values, src=0)
+
+
 def broadcast_object(value: T) -> T:
     """Global rank 0's picklable `value`, on every rank. A collective."""
     if world_size() == 1:

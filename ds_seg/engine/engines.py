@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import deepspeed
@@ -20,12 +20,13 @@ from ds_seg.config import RunConfig
 from ds_seg.config.deepspeed_json import offloaded_share, suit_device
 from ds_seg.engine.adamw import RATE_GROUPS, build_adamw, build_backbone_adamw, build_resident_adamw
 from ds_seg.engine.groups import build_param_groups
-from ds_seg.engine.zero3 import use_joint_norm
+from ds_seg.engine.zero3 import local_master, use_joint_norm
 from ds_seg.models.backbone_building import build_backbone
 from ds_seg.models.compilation import compile_blocks
 from ds_seg.models.head_channels import validate_head_channels
 from ds_seg.models.heads import SegmentationHeads, build_heads
 from ds_seg.models.layers import Block
+from ds_seg.models.weight_stream import Stretch
 
 # Shape suffixes: B images, K classes, H W pixels, 3 colours.
 
@@ -77,6 +78,21 @@ class Engines:
             kept = (flat, flat.grad, *zero.optimizer.state.get(flat, {}).values())
             yield from (value for value in kept if isinstance(value, torch.Tensor))
         yield zero.grad_partitions_flat_buffer
+
+    @torch.no_grad()
+    def load_masters(self, stretches: Iterable[Stretch]) -> None:
+        """Give FP32 masters the values that the weights of the backbone were rounded from.
+
+        Args:
+            stretches: parts of parameters, the same on every rank; those of frozen parameters are left out.
+        """
+        parameters = dict(self.backbone.module.named_parameters())
+        for name, start, values in stretches:
+            first, stop = own_stretch(parameters[name])
+            begin, end = max(first, start), min(stop, start + values.numel())
+            if begin < end and parameters[name].requires_grad:
+                master = local_master(parameters[name])
+                master[begin - first : end - first].copy_(values[begin - start : end - start])
 
     def train(self, mode: bool = True) -> None:
         """Put both parts into training or evaluation mode."""

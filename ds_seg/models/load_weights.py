@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ds_seg import distributed
@@ -22,68 +21,12 @@ from ds_seg.errors import WeightsError
 from ds_seg.models.positions import compute_grid_side
 from ds_seg.models.weight_dialects import PYRAMID, Translation, translate_names
 from ds_seg.models.weight_files import WeightFiles
-from ds_seg.models.weight_resize import PATCH_KERNEL, PATCH_METHOD, POSITION_METHOD, POSITION_TABLE, is_resizable
+from ds_seg.models.weight_report import Sides, WeightReport, summarise_names
+from ds_seg.models.weight_resize import PATCH_KERNEL, POSITION_TABLE, is_resizable
 from ds_seg.models.weight_shapes import Shapes, find_fitting_configs, measure_image_px, measure_shape
-from ds_seg.models.weight_stream import Write, plan_writes, stream_weights
+from ds_seg.models.weight_stream import Stretch, Write, plan_writes, stream_values, stream_weights
 
 Log = Callable[[str], None]
-Sides = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class WeightReport:
-    """What a weight file gave to a backbone.
-
-    Args:
-        file: path read.
-        dialect: naming scheme found in it.
-        release: the network in it, and the shipped configs that have it.
-        image_px: side of the image whose patch grid the file's position table has, if it has one.
-        tensors: parameters of the backbone that were written.
-        parameters: their numbers in all.
-        rounded: how many of those tensors the file has in more bits than the backbone.
-        resized_positions: sides, in patches, of the file's and of the backbone's position grid, if they differ.
-        resized_patch: sides, in pixels, of the file's and of the backbone's patch, if they differ.
-        ignored: names in the file that were left unused, as expected.
-        ignored_parameters: their numbers in all.
-        missing: parameters of the backbone that keep their initial values, as expected.
-        bytes: read from disk.
-        seconds: from the first to the last of them.
-    """
-
-    file: str
-    dialect: str
-    release: str
-    image_px: int | None
-    tensors: int
-    parameters: int
-    rounded: int
-    resized_positions: Sides | None
-    resized_patch: Sides | None
-    ignored: list[str]
-    ignored_parameters: int
-    missing: list[str]
-    bytes: int
-    seconds: float = field(default=0.0, compare=False)
-
-    def table(self) -> str:
-        """The report as a few lines of text."""
-        ignored = f"{len(self.ignored)} tensors, {self.ignored_parameters:,} parameters: " if self.ignored else ""
-        rows = [
-            ("weights", self.file),
-            ("naming", self.dialect),
-            ("network", self.release),
-            ("matched", f"{self.tensors} tensors, {self.parameters:,} parameters"),
-            ("patches", _describe_resizing(self.resized_patch, "px", PATCH_METHOD)),
-            ("positions", _describe_resizing(self.resized_positions, "patches", POSITION_METHOD)),
-            ("ignored", ignored + summarise_names(self.ignored)),
-            ("left initial", summarise_names(self.missing)),
-            ("read", format_rate(self.bytes, self.seconds)),
-        ]
-        if self.rounded:
-            have = f"{self.rounded} tensors have more bits in the file than in the backbone"
-            rows.append(("rounded", f"{have}; FP32 masters start from the rounded values"))
-        return format_rows(rows)
 
 
 @dataclass(frozen=True)
@@ -151,6 +94,18 @@ def load_backbone_weights(
     return report
 
 
+def stream_rounded(backbone: nn.Module, report: WeightReport) -> Iterator[Stretch]:
+    """Read what the backbone had to round once more, now in FP32; a collective at each step.
+
+    Args:
+        backbone: that was loaded, partitioned or not.
+        report: of `load_backbone_weights`.
+    """
+    shapes = {name: _shape_of(parameter) for name, parameter in backbone.named_parameters()}
+    files = distributed.agree(lambda: WeightFiles(Path(report.file)) if distributed.is_main() else None)
+    return stream_values(shapes, report.rounded, files, progress=distributed.is_main())
+
+
 def validate_finite(path: str | Path, not_finite: Sequence[str]) -> None:
     """Refuse a weight file.
 
@@ -167,37 +122,6 @@ def validate_finite(path: str | Path, not_finite: Sequence[str]) -> None:
             f"({summarise_names(not_finite)}), so all that is computed with it would be NaN. Use weights from before "
             "they diverged, or download the file again."
         )
-
-
-def summarise_names(names: Iterable[str], limit: int = 8) -> str:
-    """Say which tensors are meant, in one line: layer numbers are folded, long lists cut.
-
-    Args:
-        names: tensor names.
-        limit: folded names to show.
-    """
-    folded = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "N", name) for name in names)
-    shown = [f"{name} (x{count})" if count > 1 else name for name, count in folded.items()]
-    rest = f", and {len(shown) - limit} more kinds" if len(shown) > limit else ""
-    return ", ".join(shown[:limit]) + rest if shown else "none"
-
-
-def format_rows(rows: Iterable[tuple[str, str]]) -> str:
-    """Labels and values, one pair a line."""
-    return "\n".join(f"{label:<13} {value}" for label, value in rows)
-
-
-def format_rate(size_bytes: int, seconds: float) -> str:
-    """Bytes, seconds, and bytes a second, for people."""
-    mib = size_bytes / 2**20
-    return f"{mib:,.1f} MiB in {seconds:.1f} s, {mib / max(seconds, 1e-9):,.0f} MiB/s"
-
-
-def _describe_resizing(sides: Sides | None, unit: str, method: str) -> str:
-    if sides is None:
-        return "as in the file"
-    old, new = sides
-    return f"resized {old} x {old} -> {new} x {new} {unit}, {method}"
 
 
 def _shape_of(parameter: nn.Parameter) -> tuple[int, ...]:
@@ -229,6 +153,11 @@ def _plan(
         faults = _find_differences(wanted, got) + faults
         raise WeightsError(f"{where} does not fit this backbone: {'; '.join(faults)}.{_suggest_config(wanted, got)}")
     writes = plan_writes(sources, files)
+    rounded = {
+        name
+        for name, parts in sources.items()
+        if _is_rounded(named[name], got[name], (files.entries[part].dtype for part in parts))
+    }
     report = WeightReport(
         file=str(files.path),
         dialect=translation.dialect.title,
@@ -236,7 +165,7 @@ def _plan(
         image_px=measure_image_px(got),
         tensors=len(sources),
         parameters=sum(math.prod(wanted[name]) for name in sources),
-        rounded=sum(_is_rounded(parameter, sources.get(name, ()), files) for name, parameter in named.items()),
+        rounded=[write for write in writes if write.target in rounded],
         resized_positions=_find_sides(POSITION_TABLE, wanted, got),
         resized_patch=_find_sides(PATCH_KERNEL, wanted, got),
         ignored=ignored,
@@ -255,9 +184,11 @@ def _join_shapes(parts: Sequence[str], files: WeightFiles) -> tuple[int, ...]:
     return (sum(shape[0] for shape in (first, *others)), *first[1:]) if others == [first] * len(others) else ()
 
 
-def _is_rounded(parameter: nn.Parameter, parts: Sequence[str], files: WeightFiles) -> bool:
-    entries = [files.entries[part] for part in parts]
-    return any(entry.bytes > parameter.dtype.itemsize * math.prod(entry.shape) for entry in entries)
+def _is_rounded(parameter: nn.Parameter, shape: tuple[int, ...], dtypes: Iterable[torch.dtype]) -> bool:
+    """Whether values of a file lose bits in a parameter; what is resized is made in FP32."""
+    kept = torch.finfo(parameter.dtype).eps
+    resized = [torch.float32] if shape != _shape_of(parameter) else []
+    return any(torch.finfo(dtype).eps < kept for dtype in (*dtypes, *resized))
 
 
 def _find_sides(name: str, wanted: Shapes, got: Shapes) -> Sides | None:
@@ -284,7 +215,7 @@ def _find_wrong_shapes(wanted: Shapes, got: Shapes, sources: Iterable[str]) -> l
 
 
 def _find_integers(sources: Mapping[str, Sequence[str]], files: WeightFiles) -> list[str]:
-    wrong = [part for parts in sources.values() for part in parts if not files.entries[part].floating]
+    wrong = [part for parts in sources.values() for part in parts if not files.entries[part].dtype.is_floating_point]
     if not wrong:
         return []
     return [

@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import pickle
-import re
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -35,16 +34,34 @@ _UNREADABLE = (
 )
 """What the readers raise of a file of another kind: torch's unpickler takes any bytes for instructions."""
 _LFS_POINTER = b"version https://git-lfs"
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a checkpoint: the file that holds it, its shape, its bytes there, and whether they are floats."""
+    """One tensor of a checkpoint: the file that holds it, and its shape and dtype there."""
 
     file: Path
     shape: tuple[int, ...]
-    bytes: int
-    floating: bool
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class WeightFiles:
@@ -130,10 +147,7 @@ def is_weight_path(path: Path) -> bool:
 
 def describe_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, TensorEntry]:
     """The entries of tensors that were read from a file."""
-    return {
-        name: TensorEntry(path, tuple(tensor.shape), tensor.nbytes, tensor.is_floating_point())
-        for name, tensor in tensors.items()
-    }
+    return {name: TensorEntry(path, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
 class _OpenFile(Protocol):
@@ -154,11 +168,8 @@ class _SafetensorsFile:
     def list_entries(self) -> Iterator[tuple[str, TensorEntry]]:
         for name in self._handle.keys():  # noqa: SIM118  (not a dict)
             part = self._handle.get_slice(name)
-            shape = tuple(part.get_shape())
-            dtype = part.get_dtype()  # BF16, F32, F8_E4M3, I64; BOOL has no number
-            bits = re.search(r"\d+", dtype)
-            size_bytes = math.prod(shape) * (int(bits[0]) // 8 if bits else 1)
-            yield name, TensorEntry(self.path, shape, size_bytes, dtype.startswith(("F", "BF")))
+            dtype = _SAFETENSORS_DTYPES.get(part.get_dtype(), torch.uint8)  # what is packed counts as no number
+            yield name, TensorEntry(self.path, tuple(part.get_shape()), dtype)
 
     def read(self, name: str) -> Tensor:
         return self._handle.get_tensor(name)

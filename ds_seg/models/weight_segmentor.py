@@ -12,21 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ds_seg import distributed
 from ds_seg.errors import WeightsError, name_some
-from ds_seg.models.load_weights import (
-    Log,
-    WeightReport,
-    format_rows,
-    load_backbone_weights,
-    summarise_names,
-    validate_finite,
-)
+from ds_seg.models.load_weights import Log, load_backbone_weights, validate_finite
 from ds_seg.models.weight_dialects import TRUNK, holds_pyramid, holds_trunk, translate_head_names
 from ds_seg.models.weight_files import TensorEntry, WeightFiles
+from ds_seg.models.weight_report import WeightReport, format_rows, summarise_names
 from ds_seg.models.weight_stream import is_finite
 
 _MAY_BE_ABSENT = ".num_batches_tracked"
@@ -109,7 +102,7 @@ def load_segmentor_weights(
     trunk_path: str | Path | None,
     needs_head: bool,
     log: Log = print,
-) -> tuple[WeightReport, HeadReport]:
+) -> tuple[list[WeightReport], HeadReport]:
     """Load a weight file that may hold a backbone, heads, or both; a collective over all ranks.
 
     Heads that the file has not, or that don't fit, are an error where they are needed. Else they keep their initial
@@ -124,7 +117,7 @@ def load_segmentor_weights(
         log: gets both reports as text, on global rank 0.
 
     Returns:
-        What the backbone, and what the heads were given.
+        What each file gave to the backbone, that of the trunk first, and what the heads were given.
 
     Raises:
         WeightsError: the file, or that of the trunk, is missing, unreadable, doesn't fit, or has values that are not
@@ -142,15 +135,15 @@ def load_segmentor_weights(
     distributed.agree(lambda: validate_finite(path, not_finite))
     taken = plan.used_by_heads
     if plan.trunk:
-        report = load_backbone_weights(backbone, path, used_elsewhere=taken, log=log)
+        reports = [load_backbone_weights(backbone, path, used_elsewhere=taken, log=log)]
     else:
         assert trunk_path is not None
-        report = load_backbone_weights(backbone, trunk_path, log=log)
+        reports = [load_backbone_weights(backbone, trunk_path, log=log)]
         if plan.pyramid:
-            load_backbone_weights(backbone, path, expected_missing=TRUNK, used_elsewhere=taken, log=log)
+            reports += [load_backbone_weights(backbone, path, expected_missing=TRUNK, used_elsewhere=taken, log=log)]
     if distributed.is_main():
         log(plan.report.table())
-    return report, plan.report
+    return reports, plan.report
 
 
 def _plan(heads: nn.Module, files: WeightFiles, *, has_trunk_path: bool, needs_head: bool) -> _Plan:
@@ -215,7 +208,7 @@ def _fit_head(
     wrong = []
     for name, source in got.items():
         shape = entries[source].shape
-        if wanted[name].is_floating_point() and not entries[source].floating:
+        if wanted[name].is_floating_point() and not entries[source].dtype.is_floating_point:
             wrong.append(f"{name} holds no floating-point numbers in the file")
         elif shape == tuple(wanted[name].shape):
             plan.sources[name] = source
@@ -247,15 +240,12 @@ def _write_heads(heads: nn.Module, sources: dict[str, str], files: WeightFiles |
     """Rank 0 reads, and names what is not finite; every rank gets one tensor at a time."""
     not_finite = []
     state = heads.state_dict()
-    shared = distributed.world_size() > 1
     for name, source in sources.items():
-        target = state[name]
-        value = torch.empty_like(target, device=distributed.device()) if shared else target
+        value = torch.empty_like(state[name], device=distributed.device())
         if files is not None:
             value.copy_(files.read(source))
             if not is_finite(value):
                 not_finite.append(source)
-        if shared:
-            dist.broadcast(value, src=0)
-            target.copy_(value)
+        distributed.broadcast(value)
+        state[name].copy_(value)
     return not_finite

@@ -8,17 +8,21 @@ of one file and one gathered parameter, and every other rank holds the gathered 
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from ds_seg import distributed
 from ds_seg.models.weight_files import WeightFiles
 from ds_seg.models.weight_resize import resize_weight
+from ds_seg.models.weight_shapes import Shapes
 from ds_seg.supervision.progress import tick
 
 _LINE_EVERY_S = 15.0
@@ -39,6 +43,20 @@ class Write:
 
     target: str
     pieces: tuple[Piece, ...]
+
+
+class Stretch(NamedTuple):
+    """Neighbouring values of a flat parameter.
+
+    Args:
+        target: name of the parameter.
+        start: index of the first of them.
+        values: FP32, flat.
+    """
+
+    target: str
+    start: int
+    values: torch.Tensor
 
 
 def plan_writes(sources: Mapping[str, tuple[str, ...]], files: WeightFiles) -> list[Write]:
@@ -80,11 +98,48 @@ def stream_weights(
         Names of the tensors that this rank read and that have values that are not finite.
     """
     not_finite: list[str] = []
-    parameters, writes = dict(backbone.named_parameters()), list(writes)
+    parameters = dict(backbone.named_parameters())
+    for write in _track(writes, "loading weights", progress):
+        with _gather(parameters[write.target], partitioned) as parameter:
+            if files is not None:
+                not_finite += _write(parameter, write, files)
+    if files is not None:
+        files.close()
+    return not_finite
+
+
+@torch.no_grad()
+def stream_values(
+    shapes: Shapes, writes: Iterable[Write], files: WeightFiles | None, *, progress: bool
+) -> Iterator[Stretch]:
+    """What the writes would write, in FP32 and on every rank; a collective at each step.
+
+    Args:
+        shapes: of the parameters, by name.
+        writes: the same on every rank.
+        files: open on global rank 0; None on the others.
+        progress: as in `stream_weights`.
+    """
+    for write in _track(writes, "loading FP32 masters", progress):
+        rows, *others = shapes[write.target]
+        for piece in write.pieces:
+            first, stop = piece.rows or (0, rows)
+            values = torch.empty((stop - first, *others), dtype=torch.float32, device=distributed.device())
+            if files is not None:
+                values.copy_(resize_weight(write.target, files.read(piece.source), tuple(values.shape)))
+            distributed.broadcast(values)
+            yield Stretch(write.target, first * math.prod(others), values.flatten())
+    if files is not None:
+        files.close()
+
+
+def _track(writes: Iterable[Write], label: str, progress: bool) -> Iterator[Write]:
+    """The writes, with a bar that counts their bytes as they are done."""
+    writes = list(writes)
     on_terminal = sys.stderr.isatty()
     with tqdm(
         total=sum(piece.bytes for write in writes for piece in write.pieces),
-        desc="loading weights",
+        desc=label,
         unit="B",
         unit_scale=True,
         disable=not progress,
@@ -93,14 +148,9 @@ def stream_weights(
         delay=0 if on_terminal else _LINE_EVERY_S,
     ) as bar:
         for write in writes:
-            with _gather(parameters[write.target], partitioned) as parameter:
-                if files is not None:
-                    not_finite += _write(parameter, write, files)
+            yield write
             bar.update(sum(piece.bytes for piece in write.pieces))
             tick()
-    if files is not None:
-        files.close()
-    return not_finite
 
 
 def is_finite(values: torch.Tensor) -> bool:

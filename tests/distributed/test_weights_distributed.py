@@ -95,3 +95,11 @@ def test_released_files_evaluate_predict_and_start(ranks):
         assert got["start_has_the_head"]
         (warning,) = got["warnings"]
         assert "pretrain_size is 112 px, but the weights have positions for 56 px" in warning
+
+
+def test_fp32_masters_start_from_all_the_bits_of_a_file(ranks):
+    # bf16 alone is 2^-8 off, of values up to 1.5
+    for rank in ranks:
+        got = rank["check_masters"]
+        assert len(got) == 8
+        assert set(got.values()) == {0.0}

