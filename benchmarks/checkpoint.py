@@ -92,7 +92,8 @@ class Rounds:
 
 
 def _describe_saves(run: RunConfig, work_dir: Path, kind: str) -> RunConfig:
-    return dataclasses.replace(run, work_dir=work_dir, keep_checkpoints=1, checkpoint_in_background=kind == "async")
+    saving = dataclasses.replace(run.checkpoints, keep=1, in_background=kind == "async")
+    return dataclasses.replace(run, work_dir=work_dir, checkpoints=saving)
 
 
 def _synchronize() -> None:

@@ -212,8 +212,8 @@ class TrainingLoop:
         Until then the checkpoint says that the evaluation is due, and a run resumed from it makes it first.
         """
         self._saver.poll()
-        saving, improved = self._is_due(self.run.checkpoint_interval_steps), False
-        if self._is_due(self.run.eval_interval_steps):
+        saving, improved = self._is_due(self.run.checkpoints.interval_steps), False
+        if self.state.evaluation_due or self._is_due(self.run.evaluation.interval_steps):
             self.state.evaluation_due = True
             if saving and not self._is_saved():
                 self._save()
@@ -230,7 +230,7 @@ class TrainingLoop:
         if fault := result.describe_fault():
             self.tracker.warn(fault)
         best = -1.0 if self.state.best_mIoU is None else self.state.best_mIoU
-        improved = self.run.save_best and result.mIoU > best
+        improved = self.run.evaluation.save_best and result.mIoU > best
         if improved:
             self.state.best_mIoU = result.mIoU
             self.state.best_checkpoint = checkpoint_name(self.state.step)

@@ -218,7 +218,7 @@ def _inference_options(
         "in_channels": engines.backbone.module.in_chans,
         "out_channels": engines.heads.out_channels,
         "align_corners": engines.heads.align_corners,
-        "window_batch": window_batch or run.window_batch,
+        "window_batch": window_batch or run.evaluation.window_batch,
         "device": engines.device,
         "patch_size": run.patch_size,
         "progress": track_images(len(_own_indices(dataset)), label) if distributed.is_main() else None,

@@ -97,7 +97,7 @@ def describe_model_of(run: RunConfig) -> ModelDescription:
         model=_to_plain(model, "model"),
         pipeline=_to_plain(section["pipeline"], f"{field}.pipeline"),
         dtype=torch.bfloat16 if run.bf16 else torch.float32,
-        window_batch=run.window_batch,
+        window_batch=run.evaluation.window_batch,
     )
 
 

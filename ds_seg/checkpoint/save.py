@@ -41,9 +41,9 @@ _PACKAGES = ("torch", "deepspeed", "safetensors")
 class CheckpointSaver:
     """Saves both engines' weights, averages and optimizers and the run's state, time after time.
 
-    Every method is a collective over all ranks. With `run.checkpoint_in_background`, `save` returns when the host holds
-    a copy; a thread writes it, which issues no collective, and the checkpoint gets its name in the first `poll` that
-    finds all ranks' threads done. Where a host has too little memory for the copies, every save waits for the disk.
+    Every method is a collective over all ranks. With `run.checkpoints.in_background`, `save` returns when the host
+    holds a copy; a thread writes it, which issues no collective, and the checkpoint gets its name in the first `poll`
+    that finds all ranks' threads done. Where a host has too little memory for the copies, every save waits for the disk.
 
     Args:
         engines: what is saved.
@@ -60,7 +60,7 @@ class CheckpointSaver:
         log: Callable[[str], object] = lambda _line: None,
     ) -> None:
         self.engines, self.run, self.ema, self.log = engines, run, ema, log
-        self._copies = HostCopies() if run.checkpoint_in_background else None
+        self._copies = HostCopies() if run.checkpoints.in_background else None
         self._thread = ThreadPoolExecutor(1, "checkpoint writer")
         self._pending: tuple[Save, Future[dict[str, FileEntry]]] | None = None
         self._started_s = self._waited_s = 0.0
@@ -152,8 +152,8 @@ class CheckpointSaver:
             step=state.step,
             best=state.best_checkpoint,
             good_step=state.step - state.skipped_in_a_row,
-            keep=run.keep_checkpoints,
-            keep_every_steps=run.keep_interval_steps,
+            keep=run.checkpoints.keep,
+            keep_every_steps=run.checkpoints.keep_interval_steps,
             world_size=run.world_size,
             config_digest=self._config_digest,
             versions={"ds_seg": __version__, **{name: version(name) for name in _PACKAGES}},

@@ -12,9 +12,10 @@ from ds_seg.config import notes
 from ds_seg.config.batches import resolve_batches
 from ds_seg.config.data_section import find_crop_size, validate_data
 from ds_seg.config.deepspeed_json import load_deepspeed_json, resolve_deepspeed, validate_by_deepspeed
-from ds_seg.config.dialect import choose_deepspeed_json, find_ignored, list_ignored_names
+from ds_seg.config.dialect import choose_deepspeed_json, find_ignored
 from ds_seg.config.faults import Faults
 from ds_seg.config.files import read_config_file, resolve_config_path
+from ds_seg.config.intervals import CheckpointSettings, EvaluationSettings, read_checkpoints, read_evaluation
 from ds_seg.config.limits import read_max_time, read_watchdog_timeout
 from ds_seg.config.model_section import validate_model
 from ds_seg.config.sections import (
@@ -77,15 +78,8 @@ class RunConfig:
     max_bad_samples: int
     """Training samples that may be replaced because their files can't be read."""
     log_interval_steps: int
-    eval_interval_steps: int
-    window_batch: int
-    save_best: bool
-    checkpoint_interval_steps: int
-    keep_checkpoints: int
-    """How many of the newest stay; -1 for all."""
-    keep_interval_steps: int | None
-    """Checkpoints at its multiples are never removed; None for none."""
-    checkpoint_in_background: bool
+    evaluation: EvaluationSettings
+    checkpoints: CheckpointSettings
     ema: EmaSettings | None
     """How the weights are averaged; None where they are not."""
     wandb: WandbSettings
@@ -195,7 +189,13 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
         max_rollbacks=_read_max_rollbacks(options, config, faults),
         max_bad_samples=faults.integer("data.max_bad_samples", config.data, 0, minimum=0),
         log_interval_steps=log_interval_steps,
-        checkpoint_in_background=options.checkpoint == "async",
+        evaluation=read_evaluation(config.get("evaluation"), schedule.max_steps, faults),
+        checkpoints=read_checkpoints(
+            config.get("checkpoint_config"),
+            schedule.max_steps,
+            in_background=options.checkpoint == "async",
+            faults=faults,
+        ),
         ema=ema,
         wandb=wandb,
         load_from=options.load_from or next(filter(None, _list_weights(config, faults)), None),
@@ -210,7 +210,6 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
             *notes.of_kept_checkpoints(config.get("checkpoint_config")),
         ),
         **switches,
-        **_read_intervals(config, faults),
     )
     faults.raise_if_any()
     if with_engines:
@@ -270,54 +269,3 @@ def _read_resume(config: Config, faults: Faults) -> str | None:
             "load_from (--load-from), or name a checkpoint of ds_seg, or 'auto'.",
         )
     return given or ("auto" if faults.flag("auto_resume", config, False) else None)
-
-
-def _read_intervals(config: Config, faults: Faults) -> dict[str, Any]:
-    max_steps = config.runner.get("max_iters", 1)
-    evaluation_keys = ("interval", "metric", "save_best", "by_epoch", "window_batch", *list_ignored_names("evaluation"))
-    evaluation = faults.section("evaluation", config.get("evaluation"), evaluation_keys)
-    checkpoint_keys = (
-        "interval",
-        "by_epoch",
-        "max_keep_ckpts",
-        "keep_interval",
-        *list_ignored_names("checkpoint_config"),
-    )
-    checkpoint = faults.section("checkpoint_config", config.get("checkpoint_config"), checkpoint_keys)
-    for name, section in (("evaluation", evaluation), ("checkpoint_config", checkpoint)):
-        if faults.flag(f"{name}.by_epoch", section, False):
-            faults.add(f"{name}.by_epoch", "got True; intervals are in iterations here, so it must be False.")
-    save_best = evaluation.get("save_best")
-    if save_best not in (None, False, "mIoU", "auto"):
-        faults.add("evaluation.save_best", f"got {save_best!r}, want 'mIoU' or None.")
-    if evaluation.get("metric", "mIoU") not in ("mIoU", ["mIoU"]):
-        faults.add("evaluation.metric", f"got {evaluation['metric']!r}, want 'mIoU' (mAcc and aAcc come with it).")
-    interval = faults.integer("checkpoint_config.interval", checkpoint, max_steps, minimum=1)
-    return {
-        "eval_interval_steps": faults.integer("evaluation.interval", evaluation, max_steps, minimum=1),
-        "window_batch": faults.integer("evaluation.window_batch", evaluation, 1, minimum=1),
-        "save_best": bool(save_best),
-        "checkpoint_interval_steps": interval,
-        "keep_interval_steps": _read_keep_interval(checkpoint, interval, faults),
-        "keep_checkpoints": _read_keep(checkpoint, faults),
-    }
-
-
-def _read_keep(checkpoint: Mapping[str, Any], faults: Faults) -> int:
-    keep = faults.integer("checkpoint_config.max_keep_ckpts", checkpoint, notes.KEPT_CHECKPOINTS, minimum=-1)
-    if keep == 0:
-        faults.add("checkpoint_config.max_keep_ckpts", "got 0, want at least 1, or -1 for all.")
-    return keep
-
-
-def _read_keep_interval(checkpoint: Mapping[str, Any], interval_steps: int, faults: Faults) -> int | None:
-    if checkpoint.get("keep_interval") is None:
-        return None
-    steps = faults.integer("checkpoint_config.keep_interval", checkpoint, interval_steps, minimum=1)
-    if steps % interval_steps:
-        faults.add(
-            "checkpoint_config.keep_interval",
-            f"got {steps}, but checkpoints are saved every {interval_steps} steps. Use a multiple of "
-            "checkpoint_config.interval.",
-        )
-    return steps

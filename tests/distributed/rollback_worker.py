@@ -31,7 +31,7 @@ from ds_seg.tracking.metrics_log import read_metrics
 from ds_seg.tracking.tracker import build_tracker
 from engine_setup import RECIPE, digest
 from engine_worker import flip_byte
-from sharded import build_run, start
+from sharded import build_run, change_saving, start
 
 OUT = Path(sys.argv[1])
 STEPS = 12
@@ -44,8 +44,8 @@ TIMES = ("images_per_s", "data_wait_s", "memory_gib")
 
 def make_run(name: str, **changes: object) -> RunConfig:
     run = build_run(TRAINED, distributed.world_size(), OUT / name)
-    values = {"max_skipped_steps": 2, "max_rollbacks": 2, "checkpoint_interval_steps": 3, "log_interval_steps": 1}
-    return dataclasses.replace(run, keep_checkpoints=100, **{**values, **changes})
+    values = {"max_skipped_steps": 2, "max_rollbacks": 2, "log_interval_steps": 1}
+    return change_saving(dataclasses.replace(run, **{**values, **changes}), interval_steps=3, keep=100)
 
 
 def make_batches(

@@ -36,6 +36,7 @@ from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import build_modules
 from engine_setup import digest, make_run, start, train
 from engine_worker import catch, flip_byte
+from sharded import change_saving
 
 OUT = Path(sys.argv[1])
 EMA = EmaSettings(momentum=0.4, interval_steps=1, warm_up_steps=10)
@@ -47,7 +48,7 @@ KINDS = {
 
 
 def in_background(run: RunConfig, name: str) -> RunConfig:
-    return dataclasses.replace(run, work_dir=OUT / name, checkpoint_in_background=True, keep_checkpoints=9)
+    return change_saving(dataclasses.replace(run, work_dir=OUT / name), in_background=True, keep=9)
 
 
 @contextlib.contextmanager
@@ -204,7 +205,7 @@ def check_full_disk() -> dict:
     engines, train_step = start(make_run("bf16"))
     for kind in ("sync", "async"):
         run = in_background(make_run("bf16"), f"full_{kind}")
-        run = dataclasses.replace(run, checkpoint_in_background=kind == "async")
+        run = change_saving(run, in_background=kind == "async")
         saver = CheckpointSaver(engines, run)
         saver.save(TrainingState(step=1))
         saver.wait()
@@ -236,7 +237,7 @@ def check_own_disks() -> dict:
     engines, _ = start(make_run("bf16"))
     for kind in ("sync", "async"):
         run = in_background(make_run("bf16"), f"own_disks_{kind}/node{distributed.rank()}")
-        saver = CheckpointSaver(engines, dataclasses.replace(run, checkpoint_in_background=kind == "async"))
+        saver = CheckpointSaver(engines, change_saving(run, in_background=kind == "async"))
         message = catch(saver.save, TrainingState(step=1))
         report[kind] = catch(saver.wait) if kind == "async" else message
         report[f"{kind}_names"] = names(run)
@@ -245,7 +246,7 @@ def check_own_disks() -> dict:
 
 def check_fallback() -> dict:
     """Rank 1's shard of the newest checkpoint is damaged; files of others lie beside the older one's."""
-    run = dataclasses.replace(make_run("bf16", OUT / "fallback"), keep_checkpoints=9)
+    run = change_saving(make_run("bf16", OUT / "fallback"), keep=9)
     engines, train_step = start(run)
     saver, digests = CheckpointSaver(engines, run), []
     for step in range(2):

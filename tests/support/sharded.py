@@ -67,6 +67,11 @@ def change_zero(run: RunConfig, **values: Any) -> RunConfig:
     return dataclasses.replace(run, deepspeed={**run.deepspeed, "zero_optimization": zero})
 
 
+def change_saving(run: RunConfig, **values: Any) -> RunConfig:
+    """The run with other settings of its checkpoints."""
+    return dataclasses.replace(run, checkpoints=dataclasses.replace(run.checkpoints, **values))
+
+
 def _loss(weight: float, class_weights: tuple[float, ...] | None) -> dict[str, Any]:
     class_weight = list(class_weights) if class_weights else None
     return {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": weight, "class_weight": class_weight}

@@ -10,6 +10,7 @@ import pytest
 from ds_seg import loop
 from ds_seg.checkpoint import TrainingState, checkpoint_name
 from ds_seg.checkpoint.manifest import MANIFEST
+from ds_seg.config import CheckpointSettings, EvaluationSettings
 from ds_seg.engine.step import StepResult
 from ds_seg.errors import TrainingDiverged
 from ds_seg.supervision import stop
@@ -66,14 +67,17 @@ def no_stop(monkeypatch):
 def build(tmp_path, monkeypatch):
     """Builds a loop on fakes: `loop.saved` holds the saved states, `loop.events` what the saver was asked."""
 
-    def build(state=None, scores=(), skip=(), saved_in=None, **changes):
-        values = dict(max_steps=10, eval_interval_steps=100, checkpoint_interval_steps=100, max_skipped_steps=3)
-        values |= (
-            dict(max_bad_samples=0, accumulation_steps=2, global_batch=8, save_best=False, work_dir=tmp_path)
-            | dict(log_interval_steps=10, workers=2)
-            | changes
+    def build(
+        state=None, scores=(), skip=(), saved_in=None, eval_every=100, save_every=100, save_best=False, **changes
+    ):
+        values = dict(max_steps=10, max_skipped_steps=3, max_bad_samples=0, accumulation_steps=2, global_batch=8)
+        values |= dict(work_dir=tmp_path, log_interval_steps=10, workers=2) | changes
+        run = SimpleNamespace(
+            schedule=SimpleNamespace(max_steps=values.pop("max_steps")),
+            evaluation=EvaluationSettings(eval_every, window_batch=1, save_best=save_best),
+            checkpoints=CheckpointSettings(save_every, keep=2, keep_interval_steps=None, in_background=False),
+            **values,
         )
-        run = SimpleNamespace(schedule=SimpleNamespace(max_steps=values.pop("max_steps")), **values)
         engines = SimpleNamespace(param_groups=[{"lr": 1e-3}, {"lr": 1e-4}])
         saved, amended, events, remaining = [], [], [], iter(scores)
 
@@ -144,7 +148,7 @@ def test_rows_hold_what_was_promised(build):
 
 
 def test_evaluations_and_checkpoints_come_at_their_intervals_and_at_the_end(build):
-    training = build(eval_interval_steps=4, checkpoint_interval_steps=3, scores=itertools.repeat(0.5))
+    training = build(eval_every=4, save_every=3, scores=itertools.repeat(0.5))
     record = training(range(100))
     assert [step for step, _, _ in training.tracker.evaluations] == [4, 8, 10]
     assert [state.step for state in training.saved] == [3, 6, 9, 10]
@@ -153,7 +157,7 @@ def test_evaluations_and_checkpoints_come_at_their_intervals_and_at_the_end(buil
 
 
 def test_the_best_evaluation_is_saved_and_remembered(build):
-    training = build(eval_interval_steps=2, save_best=True, scores=[0.0, 0.0, 0.3, 0.2, 0.3])
+    training = build(eval_every=2, save_best=True, scores=[0.0, 0.0, 0.3, 0.2, 0.3])
     training(range(100))
     # 2 is the first, 6 the best; 4 and 10 are only as good as the best before them, and 10 is saved as the last
     assert [(state.step, state.best_mIoU, state.best_checkpoint) for state in training.saved] == [
@@ -164,7 +168,7 @@ def test_the_best_evaluation_is_saved_and_remembered(build):
 
 
 def test_without_save_best_no_score_is_remembered(build):
-    training = build(eval_interval_steps=5, scores=[0.3, 0.4])
+    training = build(eval_every=5, scores=[0.3, 0.4])
     training(range(100))
     assert [(state.step, state.best_mIoU, state.best_checkpoint) for state in training.saved] == [(10, None, None)]
 
@@ -187,7 +191,7 @@ def test_skipped_steps_are_counted_and_reported_and_do_not_move_the_schedule(bui
 
 
 def test_too_many_skips_in_a_row_end_the_run_and_name_the_step_and_the_last_checkpoint(build):
-    training = build(skip=(3, 5, 6, 7), checkpoint_interval_steps=2)
+    training = build(skip=(3, 5, 6, 7), save_every=2)
     text = (
         r"not finite in 3 steps in a row, the last at step 8\. The last checkpoint before them is .*/step_000004\. "
         r"Lower optimizer\.lr, set optimizer_config\.grad_clip\.max_norm, look for damaged images.*"
@@ -232,13 +236,13 @@ def test_a_loader_that_hangs_does_not_keep_a_stop_from_saving(build):
 
 
 def test_a_save_in_the_background_is_looked_at_after_every_step_and_waited_for_at_the_end(build):
-    training = build(max_steps=3, checkpoint_interval_steps=2, scores=[0.5])
+    training = build(max_steps=3, save_every=2, scores=[0.5])
     training(range(100))
     assert training.events == ["poll", "poll", "save", "poll", "save", "amend", "wait"]
 
 
 def test_a_run_that_diverges_completes_its_last_save_first(build):
-    training = build(skip=(3, 4), checkpoint_interval_steps=3, max_skipped_steps=2)
+    training = build(skip=(3, 4), save_every=3, max_skipped_steps=2)
     with pytest.raises(TrainingDiverged, match=r"The last checkpoint before them is .*/step_000003\."):
         training(range(100))
     assert training.events == ["poll", "poll", "poll", "save", "poll", "wait"]
@@ -251,7 +255,7 @@ def test_a_stop_at_a_checkpoint_does_not_save_twice(build):
                 stop.request("SIGTERM on rank 0")
             yield index
 
-    training = build(checkpoint_interval_steps=3)
+    training = build(save_every=3)
     training(batches())
     assert [state.step for state in training.saved] == [3]
 
@@ -264,21 +268,29 @@ def test_a_stop_before_the_first_step_after_a_resume_saves_nothing_anew(build, t
 
 
 def test_an_evaluation_that_fails_costs_no_step(build):
-    training = build(eval_interval_steps=3, checkpoint_interval_steps=3, scores=())
+    training = build(eval_every=3, save_every=3, scores=())
     with pytest.raises(StopIteration):
         training(range(100))
     assert [(state.step, state.evaluation_due) for state in training.saved] == [(3, True)]
 
 
 def test_a_result_for_a_checkpoint_that_is_gone_is_saved_with_another(build):
-    training = build(eval_interval_steps=10, scores=[0.5])
+    training = build(eval_every=10, scores=[0.5])
     training._saver.amend = lambda _state: False
     training(range(100))
     assert [(state.step, state.evaluation_due) for state in training.saved] == [(10, True), (10, False)]
 
 
+def test_an_evaluation_that_was_due_is_made_once_whatever_the_interval_is_now(build, tmp_path):
+    due = TrainingState(step=6, scheduled_steps=6, evaluation_due=True)
+    training = build(state=due, saved_in=tmp_path / "step_000006", eval_every=100, scores=[0.3, 0.4])
+    training(range(100))
+    assert [step for step, *_ in training.tracker.evaluations] == [6, 10]
+    assert not training.state.evaluation_due
+
+
 def test_a_step_that_is_made_anew_after_a_rollback_is_saved_anew(build):
-    training = build(eval_interval_steps=4, checkpoint_interval_steps=4, max_steps=5, scores=itertools.repeat(0.5))
+    training = build(eval_every=4, save_every=4, max_steps=5, scores=itertools.repeat(0.5))
     training(range(100))
     training.state = TrainingState(step=2, scheduled_steps=2)
     training(range(100))
@@ -291,13 +303,13 @@ def test_an_evaluation_that_is_stopped_is_made_first_thing_after_the_resume(buil
         raise stop.StopRequested
         yield
 
-    stopped = build(eval_interval_steps=3, scores=scores(), save_best=True)
+    stopped = build(eval_every=3, scores=scores(), save_best=True)
     stopped(range(100))
     assert [(state.step, state.evaluation_due, state.best_mIoU) for state in stopped.saved] == [
         (3, False, 0.2),
         (6, True, 0.2),
     ]
-    resumed = build(state=stopped.saved[-1], eval_interval_steps=3, scores=[0.3, 0.1, 0.4], save_best=True)
+    resumed = build(state=stopped.saved[-1], eval_every=3, scores=[0.3, 0.1, 0.4], save_best=True)
     resumed(range(100))
     assert [step for step, _, _ in resumed.tracker.evaluations] == [6, 9, 10]
     assert [row["step"] for row in resumed.tracker.rows] == [7, 8, 9, 10]

@@ -35,7 +35,7 @@ def test_a_run_describes_its_model_without_what_only_training_reads():
     run.model.decode_head.loss_decode.class_weight = "weights.npy"
     found = describe_model_of(run)
     assert "somebody" not in repr(found) and "weights.npy" not in repr(found)
-    assert found.dtype == torch.bfloat16 and found.window_batch == run.window_batch
+    assert found.dtype == torch.bfloat16 and found.window_batch == run.evaluation.window_batch
     assert found.model["backbone"]["embed_dim"] == run.model.backbone.embed_dim
     assert found.model["test_cfg"] == dict(run.model.test_cfg)
     normalise = [step for step in found.pipeline[-1]["transforms"] if step["type"] == "Normalize"]

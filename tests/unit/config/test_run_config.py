@@ -3,7 +3,7 @@ import json
 import pytest
 from deepspeed.utils.config import get_timers_config
 
-from ds_seg.config import CONFIGS_ROOT, RunOptions, build_run_config
+from ds_seg.config import CONFIGS_ROOT, CheckpointSettings, RunOptions, build_run_config
 from ds_seg.config.deepspeed_json import suit_device
 from ds_seg.config.head_fields import predicting_head
 from ds_seg.config.overrides import parse_overrides
@@ -430,8 +430,8 @@ def test_compiled_blocks_take_torchs_own_linear_function(tmp_path):
 
 def test_when_checkpoints_are_kept_and_how_they_are_written():
     run = build_with("checkpoint_config.interval=50", "checkpoint_config.keep_interval=200")
-    assert (run.checkpoint_interval_steps, run.keep_interval_steps, run.checkpoint_in_background) == (50, 200, False)
-    assert build().keep_interval_steps is None and build(checkpoint="async").checkpoint_in_background
+    assert run.checkpoints == CheckpointSettings(50, keep=2, keep_interval_steps=200, in_background=False)
+    assert build().checkpoints.keep_interval_steps is None and build(checkpoint="async").checkpoints.in_background
     text = r"checkpoint_config\.keep_interval: got 70, but checkpoints are saved every 50 steps\. Use a multiple"
     with pytest.raises(ConfigError, match=text):
         build_with("checkpoint_config.interval=50", "checkpoint_config.keep_interval=70")
@@ -439,11 +439,11 @@ def test_when_checkpoints_are_kept_and_how_they_are_written():
 
 def test_how_many_checkpoints_stay():
     run = build_with("checkpoint_config.max_keep_ckpts=-1")
-    assert run.keep_checkpoints == -1 and not run.notes
+    assert run.checkpoints.keep == -1 and not run.notes
     with pytest.raises(ConfigError, match=r"max_keep_ckpts: got 0, want at least 1, or -1 for all"):
         build_with("checkpoint_config.max_keep_ckpts=0")
     run = build_with("checkpoint_config=None")
-    assert run.keep_checkpoints == 2
+    assert run.checkpoints.keep == 2
     assert any("max_keep_ckpts is not set: the newest 2 checkpoints stay, where MMCV keeps all" in n for n in run.notes)
 
 
