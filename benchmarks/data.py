@@ -19,7 +19,7 @@ from typing import Any
 from ds_seg.config import RunOptions, build_run_config
 from ds_seg.data.build import build_dataset
 from ds_seg.data.demo_scenes import write_demo_dataset
-from ds_seg.data.loader import build_train_loader
+from ds_seg.data.training_batches import build_train_loader
 from ds_seg.errors import UserError
 
 _SCENES = 48

@@ -29,7 +29,7 @@ from ds_seg import distributed
 from ds_seg.config import RunConfig, RunOptions, build_run_config
 from ds_seg.config.files import read_config_file, resolve_config_path
 from ds_seg.config.overrides import parse_overrides
-from ds_seg.data.loader import MicroBatch
+from ds_seg.data.training_batches import MicroBatch
 from ds_seg.engine.step import TwoEngineStep
 from ds_seg.errors import UserError
 from ds_seg.models.checkpointing import POLICIES

@@ -25,7 +25,7 @@ from workload import draw_matrices, draw_matrix
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg import distributed
 from ds_seg.config import RunConfig
-from ds_seg.data.loader import MicroBatch
+from ds_seg.data.training_batches import MicroBatch
 from ds_seg.engine.engines import Engines, build_adamw, build_modules
 from ds_seg.engine.groups import build_param_groups
 from ds_seg.engine.schedule import compute_lr

@@ -18,7 +18,7 @@ import ds_seg.openmmlab  # noqa: F401
 from ds_seg import distributed
 from ds_seg.config import RunConfig, RunOptions, build_run_config
 from ds_seg.config.files import CONFIGS_ROOT
-from ds_seg.data.loader import MicroBatch
+from ds_seg.data.training_batches import MicroBatch
 from ds_seg.errors import ConfigError
 
 from mmcv import Config, ConfigDict  # isort: skip

@@ -16,7 +16,7 @@ from ds_seg import distributed
 from ds_seg.checkpoint import CheckpointSaver, TrainingState, checkpoint_name, list_checkpoints
 from ds_seg.config import RunConfig
 from ds_seg.data.bad_samples import note_bad_samples
-from ds_seg.data.loader import MicroBatch
+from ds_seg.data.training_batches import MicroBatch
 from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
 from ds_seg.engine.step import StepResult, TwoEngineStep

@@ -11,7 +11,7 @@ from ds_seg.checkpoint import TrainingState, list_checkpoints, resume_training, 
 from ds_seg.checkpoint.store import checkpoint_step, drop_checkpoints_after
 from ds_seg.checkpoint.training_state import Rollback
 from ds_seg.config import RunConfig
-from ds_seg.data.loader import MicroBatch
+from ds_seg.data.training_batches import MicroBatch
 from ds_seg.errors import CheckpointError, TrainingDiverged
 from ds_seg.loop import LoopRecord, TrainingLoop
 from ds_seg.supervision.progress import SLOW, enter_phase

@@ -17,8 +17,8 @@ from ds_seg.config import RunConfig
 from ds_seg.config.data_section import list_steps
 from ds_seg.config.deepspeed_json import offloaded_share
 from ds_seg.data.build import leaf_datasets
+from ds_seg.data.evaluation_samples import TestSample, build_test_items, load_ground_truth
 from ds_seg.data.images import open_images
-from ds_seg.data.loader import TestSample, build_test_items, load_ground_truth
 from ds_seg.engine.engines import Engines, build_modules
 from ds_seg.engine.groups import find_idle_multipliers
 from ds_seg.engine.operator_builds import expect_cpu_adam

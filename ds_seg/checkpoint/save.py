@@ -43,7 +43,8 @@ class CheckpointSaver:
 
     Every method is a collective over all ranks. With `run.checkpoints.in_background`, `save` returns when the host
     holds a copy; a thread writes it, which issues no collective, and the checkpoint gets its name in the first `poll`
-    that finds all ranks' threads done. Where a host has too little memory for the copies, every save waits for the disk.
+    that finds all ranks' threads done. Where a host has too little memory for the copies, every save waits for the
+    disk.
 
     Args:
         engines: what is saved.

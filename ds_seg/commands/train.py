@@ -232,7 +232,7 @@ def _build_loader(
     run: RunConfig, train_set: Any, state: TrainingState, engines: Engines, ema: WeightAverages | None
 ) -> Any:
     from ds_seg.data.forks import keep_out_of_forks
-    from ds_seg.data.loader import build_train_loader
+    from ds_seg.data.training_batches import build_train_loader
 
     keep_out_of_forks([*engines.optimizer_tensors(), *(ema.backbone.values() if ema else ())])
     return build_train_loader(

@@ -14,8 +14,8 @@ import numpy as np
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg.config.data_section import evaluation_role
 from ds_seg.data.build import describe_missing_classes, find_type_faults
+from ds_seg.data.evaluation_samples import TestSample, make_test_sample
 from ds_seg.data.lint import find_pair_faults
-from ds_seg.data.loader import TestSample, make_test_sample
 from ds_seg.data.pair_files import accept_large_images
 from ds_seg.data.pairing import IMAGE_SUFFIXES
 from ds_seg.errors import ConfigError, DataError

@@ -5,11 +5,14 @@ from __future__ import annotations
 import traceback
 from typing import Any
 
+import ds_seg.openmmlab  # noqa: F401
 from ds_seg.data.bad_samples import UnreadableSample
 from ds_seg.data.build import resolve_sample, sample_paths
 from ds_seg.data.lint import find_pair_faults
 from ds_seg.data.pair_files import validate_whole
 from ds_seg.errors import DataError
+
+from mmcv.parallel import DataContainer  # isort: skip
 
 
 def load_or_error(dataset: Any, index: int) -> Any:
@@ -43,3 +46,8 @@ def sample_error(dataset: Any, index: int, error: Exception) -> DataError:
         f"image {image_path} (annotation {annotation_path}) can be read, but its pipeline failed: "
         f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno}). Correct the pipeline in the config."
     )
+
+
+def unwrap(value: Any) -> Any:
+    """What MMCV's container holds, where something is in one."""
+    return value.data if isinstance(value, DataContainer) else value

@@ -12,7 +12,7 @@ import torch
 
 from ds_seg import distributed
 from ds_seg.config import RunConfig
-from ds_seg.data.loader import MicroBatch
+from ds_seg.data.training_batches import MicroBatch
 from ds_seg.engine.engines import Engines
 from ds_seg.engine.gradients import (
     backbone_squared_norm,

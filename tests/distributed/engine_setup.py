@@ -13,7 +13,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 import recipe
 from ds_seg import distributed
 from ds_seg.config import RunConfig
-from ds_seg.data.loader import MicroBatch
+from ds_seg.data.training_batches import MicroBatch
 from ds_seg.engine.engines import Engines
 from ds_seg.engine.step import StepResult, TwoEngineStep
 from recipe import Recipe

@@ -21,7 +21,7 @@ from ds_seg.checkpoint.store import HEADS_FILE
 from ds_seg.config import RunConfig
 from ds_seg.config.sections import WandbSettings
 from ds_seg.data.left_out import find_batch
-from ds_seg.data.loader import MicroBatch
+from ds_seg.data.training_batches import MicroBatch
 from ds_seg.engine.ema import WeightAverages
 from ds_seg.errors import TrainingDiverged
 from ds_seg.loop import TrainingLoop

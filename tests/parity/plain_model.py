@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ds_seg.data.loader import MicroBatch
+from ds_seg.data.training_batches import MicroBatch
 from recipe import CLASSES, DEPTH, HEADS, IGNORED_LABEL, SIDE_PX, WIDTH, Recipe
 
 PATCH_PX = 14

@@ -8,7 +8,7 @@ import torch
 
 from ds_seg.config import RunConfig, RunOptions, build_run_config
 from ds_seg.config.head_fields import predicting_head
-from ds_seg.data.loader import MicroBatch
+from ds_seg.data.training_batches import MicroBatch
 
 CLASSES, IGNORED, WIDTH, PATCH, WORLD = 5, 255, 16, 4, 2
 SIDE_PX, MICRO_BATCH = 32, 2

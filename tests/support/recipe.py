@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ds_seg.data.loader import MicroBatch
+from ds_seg.data.training_batches import MicroBatch
 
 SIDE_PX, CLASSES, IGNORED_LABEL = 56, 6, 255
 WIDTH, DEPTH, HEADS = 84, 2, 2  # ZeRO-3 shards matrices of this width unevenly: 84 x 84 over 4 ranks, biases of 84

@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ds_seg.data.evaluation_samples import make_test_sample
 from ds_seg.data.images import ArrayPipeline, ImageFiles, open_images, validate_images
-from ds_seg.data.loader import make_test_sample
 from ds_seg.errors import ConfigError
 from tiny_export import CLASSES, PALETTE, PIPELINE
 

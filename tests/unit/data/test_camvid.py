@@ -8,8 +8,9 @@ import pytest
 
 from ds_seg.data.build import build_dataset
 from ds_seg.data.camvid import CamVidDataset
+from ds_seg.data.evaluation_samples import build_test_items, load_ground_truth
 from ds_seg.data.lint import validate_annotations
-from ds_seg.data.loader import build_test_items, build_train_loader, load_ground_truth
+from ds_seg.data.training_batches import build_train_loader
 
 from mmcv import Config  # isort: skip
 

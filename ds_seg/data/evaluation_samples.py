@@ -1,0 +1,116 @@
+"""Images as an evaluation takes them, in all their views, and the annotations that they are scored against.
+
+Shape legend: H and W px of an image; 1 and 3 are channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ds_seg.data.build import resolve_sample, sample_paths
+from ds_seg.data.loader import load_ahead
+from ds_seg.data.pair_files import read_image_size
+from ds_seg.data.samples import load_or_error, sample_error, unwrap
+from ds_seg.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class TestSample:
+    """One image of a test dataset in each of its augmented views."""
+
+    __test__ = False  # for pytest, which takes a class of this name for a test case
+
+    index: int
+    views: list[tuple[torch.Tensor, dict[str, Any]]]
+    """(1, 3, H, W) float32 image and its img_metas, one a scale and flip."""
+
+
+def build_test_items(dataset: Any, indices: Sequence[int], *, num_workers: int) -> Iterator[TestSample]:
+    """Iterate over the samples `indices` of a test-mode dataset, in that order.
+
+    Args:
+        dataset: MMSeg dataset in test mode.
+        indices: Into `dataset`.
+        num_workers: Processes that load ahead; 0 loads in this one.
+
+    Returns:
+        An iterator of one sample an index, with one view for each scale and flip of the test pipeline.
+
+    Raises:
+        DataError: from the iterator: a sample fails.
+        ConfigError: from the iterator: the pipeline does not collect img.
+    """
+    batches = ([index] for index in indices)
+    return load_ahead(_TestViews(dataset), batches, _first, num_workers=num_workers)
+
+
+def load_ground_truth(dataset: Any, index: int) -> np.ndarray:
+    """Load the annotation of a sample as class ids.
+
+    Args:
+        dataset: MMSeg dataset, or MMSeg's wrapper around several.
+        index: Of the sample.
+
+    Returns:
+        (H, W) uint8 class ids at the image's own size, `ignore_index` where ignored (label 0 reduced).
+
+    Raises:
+        DataError: there is no annotation, it can't be read, or its size is not the image's.
+    """
+    leaf, inner = resolve_sample(dataset, index)
+    image_path, annotation_path = sample_paths(leaf, inner)
+    if annotation_path is None:
+        raise DataError(f"image {image_path} can't be scored: its dataset has no ann_dir. Set ann_dir in the config.")
+    try:
+        label_HW = leaf.get_gt_seg_map_by_idx(inner)
+        size_HW = read_image_size(bytes(leaf.file_client.get(image_path)))
+    except Exception as error:  # any decoder's failure means one thing here: this pair can't be read
+        raise sample_error(dataset, index, error) from error
+    if label_HW.shape != size_HW:
+        raise DataError(
+            f"annotation {annotation_path} has shape {label_HW.shape}, but its image {image_path} has height and "
+            f"width {size_HW}. Replace one of them."
+        )
+    if leaf.reduce_zero_label and not leaf.gt_seg_map_loader.reduce_zero_label:
+        reduced_HW = label_HW - np.uint8(1)
+        label_HW = np.where((label_HW == 0) | (label_HW == 255), np.uint8(leaf.ignore_index), reduced_HW)
+    return label_HW
+
+
+def make_test_sample(index: int, sample: Mapping[str, Any]) -> TestSample:
+    """The views that a test pipeline has put into `img` and `img_metas`.
+
+    Args:
+        index: Of the image.
+        sample: What the pipeline returned; lists where it makes several views.
+    """
+    images, metas = sample["img"], sample["img_metas"]
+    if not isinstance(images, list):
+        images, metas = [images], [metas]
+    views = [(unwrap(image)[None].float(), unwrap(meta)) for image, meta in zip(images, metas, strict=True)]
+    return TestSample(index, views)
+
+
+class _TestViews(Dataset):
+    """Test sample at an index, or the error that kept it from loading."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> TestSample | DataError | ConfigError:
+        sample = load_or_error(self.dataset, index)
+        if isinstance(sample, DataError):
+            return sample
+        if not isinstance(sample, Mapping) or not {"img", "img_metas"} <= set(sample):
+            return ConfigError("the test pipeline does not collect an image. End it with Collect(keys=['img']).")
+        return make_test_sample(index, sample)
+
+
+def _first(items: list[Any]) -> Any:
+    return items[0]
