@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +26,31 @@ from mmseg.datasets import DATASETS, PIPELINES, CustomDataset  # isort: skip
 from mmseg.datasets import build_dataset as build_mmseg_dataset  # isort: skip
 
 _NAMED_AT_MOST = 5
+
+
+def build_datasets(sections: Mapping[str, Any], *, tolerant: Collection[str] = ()) -> dict[str, Dataset]:
+    """Build the datasets of several roles; the faults of all come as one error.
+
+    Args:
+        sections: role -> its MMSeg config, as `build_dataset` takes it.
+        tolerant: roles of which some files may be missing.
+
+    Returns:
+        Dotted field, such as `data.train`, -> dataset.
+
+    Raises:
+        ConfigError: as from `build_dataset`.
+        DataError: likewise.
+    """
+    datasets, failures = {}, []
+    for role, section in sections.items():
+        try:
+            datasets[f"data.{role}"] = build_dataset(section, role=role, tolerate_missing=role in tolerant)
+        except (ConfigError, DataError) as error:
+            failures.append(error)
+    if failures:
+        raise type(failures[0])("\n".join(map(str, failures)))
+    return datasets
 
 
 def build_dataset(cfg: dict[str, Any], *, role: str, tolerate_missing: bool = False) -> Dataset:
@@ -150,6 +175,13 @@ def _nearest(name: str, registry: Registry) -> str:
 def _path_faults(cfg: dict[str, Any], field: str) -> list[str]:
     if cfg.get("file_client_args", {}).get("backend", "disk") != "disk":
         return []
+    root = Path(cfg.get("data_root") or "")
+    remedy = (
+        f"Put the dataset there, or set {field}.data_root (now {cfg.get('data_root')!r}) with "
+        f"--cfg-options {field}.data_root=FOLDER."
+    )
+    if not root.is_dir() and not Path(cfg.get("img_dir") or "").is_absolute():
+        return [f"{field}.data_root: there is no folder {root.resolve()}. {remedy}"]
     faults = []
     for key, exists, kind in (
         ("img_dir", Path.is_dir, "folder"),
@@ -158,12 +190,9 @@ def _path_faults(cfg: dict[str, Any], field: str) -> list[str]:
     ):
         values = cfg.get(key)
         for value in values if isinstance(values, list | tuple) else [values]:
-            path = None if value is None else Path(cfg.get("data_root") or "", value)
+            path = None if value is None else root / value
             if path is not None and not exists(path):
-                faults.append(
-                    f"{field}.{key}: there is no {kind} {path.resolve()}. Put the dataset there, or set "
-                    f"{field}.data_root (now {cfg.get('data_root')!r}) with --cfg-options {field}.data_root=FOLDER."
-                )
+                faults.append(f"{field}.{key}: there is no {kind} {path.resolve()}. {remedy}")
             elif path is not None and key == "split" and (fault := find_encoding_fault(path)):
                 faults.append(f"{field}.split: {fault}")
     return faults

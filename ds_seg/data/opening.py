@@ -8,7 +8,7 @@ from typing import Any
 from ds_seg import distributed
 from ds_seg.config import RunConfig
 from ds_seg.config.head_fields import predicting_head
-from ds_seg.data.build import build_dataset
+from ds_seg.data.build import build_datasets
 from ds_seg.data.doubts import find_doubts
 from ds_seg.data.head_fit import find_class_name_faults, find_misfits
 from ds_seg.data.label_rules import PixelCounts, add_counts, find_nothing_labelled
@@ -40,10 +40,8 @@ def open_datasets(run: RunConfig, *roles: str) -> list[Any]:
 
 def _build_datasets(run: RunConfig, roles: Sequence[str]) -> dict[str, Any]:
     head_field, head = predicting_head(run.model)
-    datasets = {
-        f"data.{role}": build_dataset(run.data[role], role=role, tolerate_missing=_most_bad(run, f"data.{role}") > 0)
-        for role in roles
-    }
+    tolerant = [role for role in roles if _most_bad(run, f"data.{role}")]
+    datasets = build_datasets({role: run.data[role] for role in roles}, tolerant=tolerant)
     misfits = (fault for item in datasets.items() for fault in find_misfits(head_field, head, *item))
     faults = [*misfits, *find_class_name_faults(datasets).values()]
     if faults:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ds_seg.data.build import build_dataset, leaf_datasets, resolve_sample, sample_paths
+from ds_seg.data.build import build_dataset, build_datasets, leaf_datasets, resolve_sample, sample_paths
 from ds_seg.data.camvid import CamVidDataset
 from ds_seg.data.demo_dataset import DemoScenesDataset
 from ds_seg.errors import ConfigError, DataError
@@ -52,6 +52,17 @@ def test_missing_folders_are_named_with_field_path_and_remedy(make_cfg: MakeCfg,
     assert "--cfg-options data.train.data_root=" in lines[0]
     assert f"data.train.ann_dir: there is no folder {folder}/labels" in lines[1]
     assert f"data.train.split: there is no file {folder}/train.txt" in lines[2]
+
+
+def test_a_root_that_is_missing_is_one_line_of_each_role(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent")
+    with pytest.raises(DataError) as caught:
+        build_datasets({"train": make_cfg(data_root=absent), "val": make_cfg("val", data_root=absent)})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    for line, role in zip(lines, ("train", "val"), strict=True):
+        assert line.startswith(f"data.{role}.data_root: there is no folder {absent}. Put the dataset there")
+        assert f"--cfg-options data.{role}.data_root=FOLDER" in line
 
 
 def test_missing_folder_inside_wrappers(make_cfg: MakeCfg) -> None:
