@@ -36,8 +36,8 @@ class WeightAverages:
     far below half an ulp of bf16. Buffers are not averaged, and frozen weights equal their average.
 
     Attributes:
-        backbone: name -> this rank's part of the flat average, FP32, without DeepSpeed's padding; in host memory
-            where the optimizer is.
+        backbone: name -> this rank's part of the flat average, FP32, without DeepSpeed's padding; beside its master,
+            on the GPU or in host memory.
         heads: name -> average, FP32, the same on every rank.
 
     Source: mmcv 1.7 `mmcv/runner/hooks/ema.py`. It swaps averages in by epoch, so that its IterBasedRunner keeps
@@ -49,9 +49,7 @@ class WeightAverages:
         backbone = engines.backbone.module.named_parameters() if engines.trainable_backbone else ()
         self._backbone = {name: parameter for name, parameter in backbone if parameter.requires_grad}
         self._heads = {name: p.data for name, p in engines.heads.named_parameters() if p.requires_grad}
-        offloaded = bool(self._backbone) and engines.backbone.zero_cpu_offload()
-        device = torch.device("cpu") if offloaded else engines.device
-        self.backbone = {name: self._read_master(name).to(device, torch.float32, copy=True) for name in self._backbone}
+        self.backbone = {name: self._read_master(name).clone() for name in self._backbone}
         self.heads = {name: weight.clone() for name, weight in self._heads.items()}
 
     @torch.no_grad()
@@ -65,7 +63,7 @@ class WeightAverages:
             return
         momentum = compute_momentum(step, self.settings)
         for name, average in self.backbone.items():
-            average.lerp_(self._read_master(name).to(average), momentum)
+            average.lerp_(self._read_master(name), momentum)
         for name, average in self.heads.items():
             average.lerp_(self._heads[name], momentum)
 

@@ -62,7 +62,7 @@ def compute_gpu_memory(size: ModelSize, cost: StepCost, states: States, hardware
         "reduce buckets": _compute_buckets(size, states),
         "live parameters": width * count_live_parameters(size, states.zero, world_size),
         "head": _compute_head_states(size),
-        "averages (EMA)": 4 * ((0 if states.offloaded else share) + size.head_trainable) if states.ema else 0.0,
+        "averages (EMA)": 4 * (on_gpu + size.head_trainable) if states.ema else 0.0,
     }
     working: dict[str, float] = dict(cost.peak)
     step_bytes = 0 if states.offloaded or not states.bf16 else 4 * min(share, _sub_group(size, states, world_size))
@@ -90,7 +90,7 @@ def compute_host_memory(size: ModelSize, states: States, hardware: Hardware, wor
         "moments": 8 * on_host,
         "gradients": states.parameter_bytes * share + 4 * on_host,
         "pinned memory's rounding": _compute_rounding(size, states, share, hardware.gpus) if states.pin_memory else 0.0,
-        "averages (EMA)": 4 * share if states.ema else 0.0,
+        "averages (EMA)": 4 * on_host if states.ema else 0.0,
     }
     return {name: processes * size_bytes for name, size_bytes in parts.items()}
 

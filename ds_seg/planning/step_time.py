@@ -93,13 +93,9 @@ def _compute_optimizer_s(size: ModelSize, states: States, hardware: Hardware) ->
     """The update where its state is, the averages, and the new weights' way to the GPU."""
     share = size.trainable / hardware.gpus
     on_host = states.offloaded * share
-    gpu_bytes = _STATE_TRAFFIC_BYTES * (size.head_trainable + share - on_host)
-    host_bytes = _STATE_TRAFFIC_BYTES * on_host
-    if states.ema and on_host:
-        host_bytes += _AVERAGE_TRAFFIC_BYTES * share
-    elif states.ema:
-        gpu_bytes += _AVERAGE_TRAFFIC_BYTES * share
-    host_s = host_bytes * hardware.gpus_a_node / (hardware.host_gb_per_s * 1e9)
+    bytes_a_parameter = _STATE_TRAFFIC_BYTES + (_AVERAGE_TRAFFIC_BYTES if states.ema else 0)
+    gpu_bytes = bytes_a_parameter * (size.head_trainable + share - on_host)
+    host_s = bytes_a_parameter * on_host * hardware.gpus_a_node / (hardware.host_gb_per_s * 1e9)
     weights_s = states.parameter_bytes * on_host / (hardware.pageable_gb_per_s * 1e9)
     return gpu_bytes / (hardware.hbm_gb_per_s * 1e9) + host_s + weights_s
 

@@ -110,9 +110,10 @@ def test_a_frozen_backbone_has_no_states():
 def test_averages_take_four_bytes_where_the_masters_are():
     ema = replace(STATES, ema=True)
     assert gpu(ema)["averages (EMA)"] == 4 * (P / 8 + SIZE.head)
-    offloaded = replace(ema, offloaded=1.0)
-    assert gpu(offloaded)["averages (EMA)"] == 4 * SIZE.head
-    assert compute_host_memory(SIZE, offloaded, hardware(8), 0)["averages (EMA)"] == pytest.approx(4 * P)
+    for part in (0.25, 1.0):
+        offloaded = replace(ema, offloaded=part)
+        assert gpu(offloaded)["averages (EMA)"] == pytest.approx(4 * ((1 - part) * P / 8 + SIZE.head))
+        assert compute_host_memory(SIZE, offloaded, hardware(8), 0)["averages (EMA)"] == pytest.approx(4 * part * P)
 
 
 def test_live_parameters_follow_the_reuse_distance():
