@@ -52,7 +52,7 @@ def read_evaluation(given: Any, max_steps: int, faults: Faults) -> EvaluationSet
     )
 
 
-def read_checkpoints(given: Any, max_steps: int, *, in_background: bool, faults: Faults) -> CheckpointSettings:
+def read_checkpoints(given: Any, max_steps: int, in_background: bool, faults: Faults) -> CheckpointSettings:
     """The `checkpoint_config` section; without an interval only the last of `max_steps` is saved."""
     known = ("interval", "by_epoch", "max_keep_ckpts", "keep_interval", *list_ignored_names("checkpoint_config"))
     section = faults.section("checkpoint_config", given, known)

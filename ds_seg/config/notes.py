@@ -16,7 +16,16 @@ def of_ignored(reasons: Mapping[str, str]) -> list[str]:
     return [f"config key '{key}' has no effect: {why}" for key, why in reasons.items()]
 
 
-def of_warm_up(schedule: ScheduleSettings) -> list[str]:
+def of_config(config: Mapping[str, Any], schedule: ScheduleSettings, cumulative_iters: int | None) -> list[str]:
+    """What a user of MMCV may not expect of this config."""
+    return [
+        *_of_warm_up(schedule),
+        *_of_accumulation(cumulative_iters, schedule.max_steps),
+        *_of_kept_checkpoints(config.get("checkpoint_config")),
+    ]
+
+
+def _of_warm_up(schedule: ScheduleSettings) -> list[str]:
     """A warm-up that the run does not outlast."""
     if schedule.warmup_steps < schedule.max_steps:
         return []
@@ -26,7 +35,7 @@ def of_warm_up(schedule: ScheduleSettings) -> list[str]:
     ]
 
 
-def of_accumulation(cumulative_iters: int | None, max_steps: int) -> list[str]:
+def _of_accumulation(cumulative_iters: int | None, max_steps: int) -> list[str]:
     """MMCV counts micro-batches where steps are counted here."""
     if cumulative_iters in (None, 1):
         return []
@@ -38,7 +47,7 @@ def of_accumulation(cumulative_iters: int | None, max_steps: int) -> list[str]:
     ]
 
 
-def of_kept_checkpoints(checkpoint: Mapping[str, Any] | None) -> list[str]:
+def _of_kept_checkpoints(checkpoint: Mapping[str, Any] | None) -> list[str]:
     """How many checkpoints stay where the config leaves it open."""
     if "max_keep_ckpts" in (checkpoint or {}):
         return []

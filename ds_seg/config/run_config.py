@@ -191,10 +191,7 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
         log_interval_steps=log_interval_steps,
         evaluation=read_evaluation(config.get("evaluation"), schedule.max_steps, faults),
         checkpoints=read_checkpoints(
-            config.get("checkpoint_config"),
-            schedule.max_steps,
-            in_background=options.checkpoint == "async",
-            faults=faults,
+            config.get("checkpoint_config"), schedule.max_steps, options.checkpoint == "async", faults
         ),
         ema=ema,
         wandb=wandb,
@@ -202,13 +199,7 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
         resume=options.resume or _read_resume(config, faults),
         max_time_s=read_max_time(options.max_time, faults),
         watchdog_timeout_s=read_watchdog_timeout(options.watchdog_timeout_s, faults),
-        notes=(
-            *notes.of_ignored(ignored),
-            *batches.notes,
-            *notes.of_warm_up(schedule),
-            *notes.of_accumulation(cumulative_iters, schedule.max_steps),
-            *notes.of_kept_checkpoints(config.get("checkpoint_config")),
-        ),
+        notes=(*notes.of_ignored(ignored), *batches.notes, *notes.of_config(config, schedule, cumulative_iters)),
         **switches,
     )
     faults.raise_if_any()
