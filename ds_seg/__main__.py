@@ -44,7 +44,7 @@ def _run_command(argv: Sequence[str]) -> None:
         description="Full-parameter fine-tuning of InternViT-6B for semantic segmentation: a ZeRO-3 backbone and a "
         "replicated FP32 MMSegmentation head.",
         epilog="One process: ds-seg train RUN. Several: deepspeed --module ds_seg train RUN, or torchrun "
-        "--nproc_per_node N -m ds_seg train RUN. `ds-seg COMMAND --help` tells more.",
+        "--nproc_per_node N -m ds_seg train RUN. See `ds-seg COMMAND --help` for the options of each.",
     )
     parser.add_argument("--version", action="version", version=f"ds_seg {__version__}")
     parser.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it

@@ -63,7 +63,7 @@ def _go_back(loop: TrainingLoop, divergence: TrainingDiverged) -> TrainingState:
         break
     else:
         raise TrainingDiverged(
-            f"{divergence} There is no whole checkpoint of step {first_bad_step} or before to go back to."
+            f"{divergence} There is no complete checkpoint of step {first_bad_step} or before to go back to."
         ) from divergence
     rollback = Rollback(checkpoint_step(folder), first_bad_step, last_bad_step)
     rollbacks = [*diverged.rollbacks, rollback]

@@ -2,7 +2,7 @@
 # Train on this machine's GPUs, or on all hosts of a hostfile, with DeepSpeed's launcher.
 #
 #   launch/train.sh RUN [ds-seg train options]                     all GPUs of this machine, or CUDA_VISIBLE_DEVICES
-#   NUM_GPUS=2 launch/train.sh RUN ...                              so many of them (CPU processes where there is no GPU)
+#   NUM_GPUS=2 launch/train.sh RUN ...                              two of them (or two CPU processes without GPUs)
 #   HOSTFILE=hosts launch/train.sh RUN ...                          several machines
 #
 # A hostfile has a line `hostname slots=8` for each machine. All need this folder and its .venv at the same

@@ -32,22 +32,22 @@ SECTIONS = {
 COLUMNS = ("fault", "detected in (s)", "processes gone in (s)", "exit code", "lost steps", "resumed equal")
 INTRODUCTION = """# Faults
 
-What was done to a run, and what became of it. This page is written by `make test-faults` from what
+What was done to running trainings, and what became of them. This page is written by `make test-faults` from what
 `pytest tests/faults` measured; each row is a test that passed. {when}, {where}, {cores} cores.
 
-Every run is the real command line, two processes (gloo, real ZeRO-3) under torchrun or the deepspeed launcher, on a
-tiny network that saves every 3 steps and evaluates every 6. Processes are killed and stopped by real signals, at an
-exact place of the code or from outside; disks are full, bits are flipped.
+Every run is started by the real command line, as two processes (gloo, real ZeRO-3) under torchrun or the deepspeed
+launcher. It trains a tiny network, saves every 3 steps and evaluates every 6. Processes are killed and stopped by real
+signals, at an exact place in the code or from outside; disks are full, and bits are flipped.
 
-- *Detected in*: from the fault until the output told of it or another process ended. For a fault that a run finds when
-  it starts, the start itself (about half of it imports) counts.
-- *Processes gone in*: until no process of the run was left, launchers and data workers included. For a run that gets
-  over its fault, that is the rest of the run. After each row nothing of it is left in `/dev/shm` either.
-- *Exit code*: of the launcher, as its caller sees it: torchrun ends with 1 whatever its ranks end with; the deepspeed
-  launcher hands on the code of a rank; a negative one is the signal that killed the launcher itself.
-- *Lost steps*: steps that the next life had to make again.
-- *Resumed equal*: every row of `metrics.jsonl` (but for times and memory) and every tensor of the last checkpoint
-  equal, bit for bit, those of a run that nothing disturbed.
+- *Detected in*: from the fault until the output reported it or another process ended. For a fault that a run finds when
+  it starts, this includes the start itself (about half of it imports).
+- *Processes gone in*: until no process of the run was left, launchers and data workers included. For a run that
+  survives its fault, this is the rest of the run. Afterwards nothing of it is left in `/dev/shm` either.
+- *Exit code*: of the launcher, as its caller sees it. torchrun ends with 1 whatever its ranks end with; the deepspeed
+  launcher passes on the code of a rank; a negative code is the signal that killed the launcher itself.
+- *Lost steps*: steps that the resumed run had to make again.
+- *Resumed equal*: every row of `metrics.jsonl` (except times and memory) and every tensor of the last checkpoint equal,
+  bit for bit, those of an undisturbed run.
 """
 
 

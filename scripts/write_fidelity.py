@@ -22,20 +22,22 @@ PACKAGES = ("torch", "deepspeed", "mmcv-full", "mmsegmentation", "transformers")
 
 INTRODUCTION = """# Fidelity
 
-What the sharded trainer computes, beside plain PyTorch and beside independent implementations. This page is written by
-`scripts/write_fidelity.py` from the values that
-`pytest tests/parity tests/distributed/test_elastic_resume.py` measured; each row is a test that passed.
+The sharded trainer compared with plain PyTorch and with independent implementations. This page is written by
+`scripts/write_fidelity.py` from the values that `pytest tests/parity tests/distributed/test_elastic_resume.py`
+measured; each row is a test that passed.
 {when}, {where}.
 
-The reference (`tests/parity/plain_trainer.py`, `plain_model.py`) is one process of plain PyTorch: its own vision
-transformer, `nn.BatchNorm2d` over the whole global micro-batch, `clip_grad_norm_` over all parameters, one AdamW with a
-rate for each parameter. The engines train the same global batches on 1, 2 and 4 processes (gloo, real ZeRO-3).
+The reference (`tests/parity/plain_trainer.py`, `plain_model.py`) is one process of plain PyTorch with a vision
+transformer of its own: `nn.BatchNorm2d` over the whole global micro-batch, `clip_grad_norm_` over all parameters, one
+AdamW with a rate for each parameter. The engines train on the same global batches, on 1, 2 and 4 processes (gloo, real
+ZeRO-3).
 
-- *Losses* and *gradient norms*: the largest relative difference in any of the steps.
-- *Parameters*: norm of the difference over norm of what training changed, all parameters of backbone and head at once.
-- *The worst parameter*: the same for the tensor that lies farthest apart. It is `patch_embed.proj.bias`: a shift of all
-  patches alike is nearly undone by the BatchNorm of the head, so its gradient is a small difference of large numbers,
-  and AdamW divides by its size. The section on FP64 shows that plain PyTorch's own rounding does the same.
+- *Losses* and *gradient norms*: the largest relative difference in any step.
+- *Parameters*: the norm of the difference over the norm of what training changed, over all parameters of backbone and
+  head at once.
+- *The worst parameter*: the same for the tensor that differs most. It is `patch_embed.proj.bias`: the BatchNorm of the
+  head nearly undoes an equal shift of all patches, so its gradient is a small difference of large numbers, and AdamW
+  divides by its size. The section on FP64 shows that plain PyTorch's own rounding does the same.
 - *Running statistics*: the largest difference over the largest value of each tensor.
 
 ![Loss of 200 steps in bf16](images/fidelity_bf16.png)

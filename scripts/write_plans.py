@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from plans_page import format_headlines, format_page, print_plans, put_headlines, run_command
+from plans_page import format_page, print_plans, put_plans, run_command
 
 from ds_seg.config import RunOptions, build_run_config
 from ds_seg.config.files import RUNS_FOLDER
@@ -32,7 +32,7 @@ def main() -> int:
     """Update every file."""
     plans, readme = print_plans(run_command), _ROOT / "README.md"
     (_ROOT / "docs" / "plans.md").write_text(format_page(plans), encoding="utf-8")
-    readme.write_text(put_headlines(readme.read_text(encoding="utf-8"), format_headlines(plans)), encoding="utf-8")
+    readme.write_text(put_plans(readme.read_text(encoding="utf-8"), plans), encoding="utf-8")
     known: Known = {}
     for path in list_run_files():
         line = describe_cost(Planner(build_run_config(RunOptions(str(path)), 1), known))

@@ -67,9 +67,10 @@ class TrainingState:
         """
         if self.train_images not in (None, count):
             raise CheckpointError(
-                f"The run to resume drew its data from {self.train_images} training images, and here are {count}: each "
-                "sample from now on would be another one. Bring the images back (a file that can't be read may stay, "
-                "with data.max_bad_samples), or start a new run from its weights with --load-from."
+                f"The run to resume drew its data from {self.train_images} training images, but there are "
+                f"{count} here: every sample from now on would be another one. Bring the images back (a file "
+                "that can't be read may stay, with data.max_bad_samples), or start a new run from its "
+                "weights with --load-from."
             )
         self.train_images = count
 

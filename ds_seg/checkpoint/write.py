@@ -108,7 +108,7 @@ def validate_space(save: Save, own_bytes: int, own_files: int) -> None:
         if free_bytes < needed_bytes:
             raise CheckpointError(
                 f"Checkpoint {save.final} needs {format_gib(needed_bytes)}, and {format_gib(free_bytes)} are free "
-                f"there. Nothing was written; older checkpoints are whole. {_REMEDY}"
+                f"there. Nothing was written; older checkpoints are complete. {_REMEDY}"
             )
 
     distributed.agree(compare)
@@ -226,7 +226,7 @@ def _validate_all_there(save: Save, files: Mapping[str, FileEntry]) -> None:
     """Look for every rank's files: where nodes don't share the work dir, each has its own alone and knows no better."""
     if misfits := find_lasting(lambda: find_misfits(save.temporary, files)):
         raise CheckpointError(
-            f"Checkpoint {save.final} is not whole: rank 0 does not see {len(misfits)} of its {len(files)} files as "
+            f"Checkpoint {save.final} is not complete: rank 0 does not see {len(misfits)} of its {len(files)} files as "
             f"they were written; the first, {misfits[0]}. Every process writes its own part, into the same folder: "
             "choose a --work-dir on a file system that all nodes share. What rank 0 sees of the checkpoint is removed."
         )
@@ -255,5 +255,5 @@ def explained(final: Path) -> Iterator[None]:
         reason = str(cause).partition("\n")[0]
         raise CheckpointError(
             f"Checkpoint {final} could not be written: {type(cause).__name__}: {reason}. What was written of it is "
-            f"removed; older checkpoints are whole. {_REMEDY}"
+            f"removed; older checkpoints are complete. {_REMEDY}"
         ) from error

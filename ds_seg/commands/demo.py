@@ -22,9 +22,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "demo",
         help="fine-tune a small InternViT on generated scenes, in minutes",
         description="Generate a dataset, fine-tune a small InternViT in full under ZeRO-3 (on 1, 2, 4 or 8 GPUs, or "
-        "two processes on CPUs where there is none or DS_ACCELERATOR=cpu), evaluate it and draw its predictions.",
+        "two CPU processes without GPUs or with DS_ACCELERATOR=cpu), evaluate it and draw its predictions.",
     )
-    parser.add_argument("--work-dir", metavar="D", type=Path, default=Path("work_dirs/demo"))
+    parser.add_argument(
+        "--work-dir",
+        metavar="D",
+        type=Path,
+        default=Path("work_dirs/demo"),
+        help="where everything is written (default: work_dirs/demo)",
+    )
     parser.set_defaults(run=run)
 
 

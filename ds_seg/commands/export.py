@@ -26,9 +26,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "export",
         help="one file with backbone, heads, classes and palette",
-        description="Write backbone, heads, classes, palette and what it takes to use them into one file, which is "
-        "a CHECKPOINT itself and what ds_seg.load_model reads. It is streamed: no GPU, and memory for a few parameters "
-        "only. Logits of the file and of the checkpoint are compared before the file gets its name.",
+        description="Write backbone, heads, classes, palette and everything needed to use them into one file. The file "
+        "is a CHECKPOINT itself, and ds_seg.load_model reads it. Weights are streamed: no GPU is needed, and memory "
+        "for a few parameters only. Logits of the file and of the checkpoint are compared before it gets its name.",
     )
     add_config_arguments(parser)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
@@ -38,12 +38,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         choices=("safetensors", "mmseg"),
         help="safetensors: HuggingFace InternVisionModel's names; mmseg: a .pth for MMSegmentation 0.x and InternVL",
     )
-    parser.add_argument("--out", metavar="F", type=Path, required=True, help="the file; overwritten if it exists")
+    parser.add_argument(
+        "--out", metavar="F", type=Path, required=True, help="where to write the file; it is overwritten if it exists"
+    )
     parser.add_argument(
         "--dtype",
         default="float32",
         choices=("float32", "bfloat16"),
-        help="of the backbone; heads stay float32 (default: float32)",
+        help="dtype of the backbone; heads stay float32 (default: float32)",
     )
     parser.set_defaults(run=run)
 

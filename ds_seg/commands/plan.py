@@ -29,14 +29,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "plan",
         help="memory, time and cost of a run on given GPUs",
-        description="Predict memory by part, step time, hours, traffic and checkpoints of a run, try micro-batches, "
-        "checkpointing and an optimizer in host memory, and recommend the fastest that fits. Needs neither data nor "
-        "weights nor GPUs. Exit code 2 if nothing fits.",
+        description="Predict memory by part, step time, hours, traffic and checkpoints of a run. Tries micro-batches, "
+        "checkpointing and an optimizer in host memory, and recommends the fastest combination that fits. Needs no "
+        "data, weights or GPUs. Exit code 2 if nothing fits.",
     )
     add_config_arguments(parser)
     parser.add_argument("--gpus", type=int, metavar="N", help="number of GPUs (default: this machine's, else 1, 8, 64)")
-    parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="of a GPU (default: this machine's, else 80)")
-    parser.add_argument("--host-memory", type=float, metavar="GIB", help="of a node (default: not limited)")
+    parser.add_argument(
+        "--gpu-memory", type=float, metavar="GIB", help="memory of each GPU (default: this machine's, else 80)"
+    )
+    parser.add_argument("--host-memory", type=float, metavar="GIB", help="memory of each node (default: not limited)")
     parser.add_argument("--nodes", type=int, metavar="N", help="machines (default: up to 8 GPUs each)")
     parser.add_argument(
         "--interconnect-gbps",
@@ -50,15 +52,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         type=float,
         metavar="X",
         default=989.0,
-        help="dense bf16 of a GPU (default: 989, H100 and H200)",
+        help="dense bf16 peak of a GPU, TFLOP/s (default: 989, H100 and H200)",
     )
     parser.add_argument(
         "--sweep", metavar="1,8,64", help="print a scaling table for these numbers of GPUs, and draw a chart"
     )
     parser.add_argument(
-        "--chart", type=Path, metavar="PNG", help="the chart of --sweep (default: plan_<run>_scaling.png)"
+        "--chart", type=Path, metavar="PNG", help="where to draw the chart of --sweep (default: plan_<run>_scaling.png)"
     )
-    parser.add_argument("--out", type=Path, metavar="F", help="DeepSpeed JSON (default: plan_<run>_<N>_gpus.json)")
+    parser.add_argument(
+        "--out", type=Path, metavar="F", help="where to write the DeepSpeed JSON (default: plan_<run>_<N>_gpus.json)"
+    )
     parser.add_argument("--json", type=Path, metavar="F", help="also write the whole plan as JSON")
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
     parser.set_defaults(run=run)
@@ -71,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: an option can't be, a file is in the way, or no number of GPUs that was asked for suffices.
     """
     if distributed.world_size() > 1:
-        raise UserError("ds-seg plan computes and does not communicate: start it alone, without a launcher.")
+        raise UserError("ds-seg plan runs in one process: start it alone, without a launcher.")
     worlds = _read_worlds(args)
     from ds_seg.config import build_run_config
     from ds_seg.planning.report import describe_model
@@ -151,7 +155,7 @@ def _print_start(args: argparse.Namespace, planner: Planner, chosen: Candidate) 
     own = planner.run.global_batch if planner.run.mmseg.get("global_batch") is not None else chosen.batch.images
     if chosen.batch.images != own:
         print(
-            f"note: a batch of {own} can't be spread over {chosen.batch.gpus} GPUs. This is one of "
+            f"note: a batch of {own} can't be spread over {chosen.batch.gpus} GPUs. This plan has a batch of "
             f"{chosen.batch.images} with {chosen.batch.max_steps} steps in place of {planner.run.schedule.max_steps}, "
             "as many crops in all and in warm-up; the learning rate is the config's."
         )

@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="images, or folders to search, subfolders included")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where masks and overlays go")
     parser.add_argument(
-        "--opacity", type=float, default=0.55, help="of the classes in overlays, 0 to 1 (default: 0.55)"
+        "--opacity", type=float, default=0.55, help="opacity of the classes in overlays, 0 to 1 (default: 0.55)"
     )
     parser.set_defaults(run=run)
 

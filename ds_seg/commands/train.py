@@ -62,7 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="run the backbone's blocks through torch.compile: the first steps take longer, all others are faster",
+        help="run the backbone's blocks through torch.compile; the first step takes up to a minute longer",
     )
     parser.add_argument(
         "--max-time",

@@ -43,7 +43,7 @@ def _of_accumulation(cumulative_iters: int | None, max_steps: int) -> list[str]:
     return [
         f"runner.max_iters={max_steps} and all intervals count optimizer steps, of {cumulative_iters} micro-batches "
         f"each (optimizer_config.cumulative_iters). MMCV counts micro-batches, and makes {theirs} steps of them: "
-        f"divide by {cumulative_iters} for as long a run as there."
+        f"divide by {cumulative_iters} for a run of the same length."
     ]
 
 
@@ -53,5 +53,5 @@ def _of_kept_checkpoints(checkpoint: Mapping[str, Any] | None) -> list[str]:
         return []
     return [
         f"checkpoint_config.max_keep_ckpts is not set: the newest {KEPT_CHECKPOINTS} checkpoints stay, where MMCV "
-        "keeps all. Set it to -1 for that."
+        "keeps all. Set it to -1 to keep all."
     ]

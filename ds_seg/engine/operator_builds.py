@@ -86,7 +86,7 @@ def expect_cpu_adam(log: Callable[[str], None]) -> None:
     built = (folder / f"{CPU_ADAM}.so").exists()
     if missing := [tool for tool in missing_build_tools() if tool == "ninja" or not built]:
         raise ConfigError(
-            f"{needed}, which is compiled at its first use and looked at with ninja at each: no "
+            f"{needed}, which is compiled at its first use and checked with ninja at every later one: no "
             f"{' and no '.join(missing)} found on PATH. "
             "Install g++ and ninja, or use a DeepSpeed JSON without offload_optimizer."
         )

@@ -149,7 +149,7 @@ def _warn_of_host(candidate: Candidate) -> str:
     if not candidate.states.offloaded or candidate.host_spare_gib >= 0:
         return ""
     return (
-        f"warning: {candidate.host_gib:.1f} GiB of host memory needed a node, of which "
+        f"warning: each node needs {candidate.host_gib:.1f} GiB of host memory, of which "
         f"{candidate.hardware.host_memory_gib:.1f} GiB are free: expect the system to kill a process. Give the job "
         "more, offload less of the optimizer (offload_optimizer.ratio), or lower data.workers_per_gpu; `ds-seg plan "
         "--host-memory GIB` compares them"

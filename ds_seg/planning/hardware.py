@@ -84,23 +84,24 @@ class Hardware:
 
     def describe(self) -> list[str]:
         """What is assumed, as lines of text."""
-        host = "not given: not limited" if self.host_memory_gib is None else f"{self.host_memory_gib:g} GiB a node"
+        host = "not given: not limited" if self.host_memory_gib is None else f"{self.host_memory_gib:g} GiB per node"
         return [
-            f"peak {self.peak_tflops:g} TFLOP/s (dense bf16) a GPU; {self.utilisation:.0%} of it reached, what is "
-            "computed again included; the head's FP32 products at half of that (TF32)",
-            f"collectives {self.nvlink_gb_per_s:g} GB/s inside a node; between nodes no more than their network cards "
-            f"take, one of {self.interconnect_gbps:g} Gbit/s a GPU (80% of it reached); {self.hop_us:g} us from GPU to "
-            f"GPU and {self.node_hop_us:g} us from node to node of a ring; behind computation as far as that lasts",
-            f"optimizer limited by memory: {self.hbm_gb_per_s:g} GB/s on a GPU, {self.host_gb_per_s:g} GB/s a node for "
-            f"one in host memory, behind {self.pcie_gb_per_s:g} GB/s of PCIe ({self.pageable_gb_per_s:g} where memory "
-            "is not page-locked)",
+            f"peak {self.peak_tflops:g} TFLOP/s (dense bf16) per GPU, of which {self.utilisation:.0%} is reached, "
+            "recomputation included; the head's FP32 products at half of that (TF32)",
+            f"collectives at {self.nvlink_gb_per_s:g} GB/s inside a node, between nodes at most at what the network "
+            f"cards carry, one of {self.interconnect_gbps:g} Gbit/s per GPU (80% of it reached); a ring adds "
+            f"{self.hop_us:g} us from GPU to GPU and {self.node_hop_us:g} us from node to node; computation hides "
+            "them as far as it lasts",
+            f"optimizer limited by memory bandwidth: {self.hbm_gb_per_s:g} GB/s on a GPU; in host memory "
+            f"{self.host_gb_per_s:g} GB/s per node, reached over PCIe at {self.pcie_gb_per_s:g} GB/s "
+            f"({self.pageable_gb_per_s:g} where memory is not page-locked)",
             f"{self.usable:.0%} of a GPU's memory can be used; CUDA context, kernels and workspaces "
             f"{self.context_gib:g} GiB, a third more for collectives; fragmentation {self.fragmentation:.0%} of what a "
             "step allocates",
-            "Python for a block and micro-batch, ZeRO-3's hooks and launching kernels, by checkpointing: "
+            "Python (ZeRO-3's hooks, kernel launches) per block and micro-batch, by checkpointing: "
             f"{', '.join(f'{policy} {ms:g} ms' for policy, ms in _EAGER_MS.items())}, compiled {_COMPILED_MS:g} ms; a "
-            "third where no gradient passes; behind computation as far as that lasts",
-            f"host memory {host}; {self.process_gib:g} GiB a process, {self.worker_gib:g} GiB a data worker",
+            "third of that where no gradient passes; computation hides it as far as it lasts",
+            f"host memory {host}; {self.process_gib:g} GiB per process, {self.worker_gib:g} GiB per data worker",
             f"checkpoints at {self.storage_gb_per_s:g} GB/s; evaluations are not counted",
         ]
 

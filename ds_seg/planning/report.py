@@ -26,8 +26,8 @@ def describe_model(planner: Planner) -> list[str]:
     return [
         f"{run.name}: backbone {size.backbone:,} parameters ({size.trainable:,} trainable) in "
         f"{'bf16' if run.bf16 else 'FP32'}, head {size.head:,} in FP32, crops of {height} x {width} px",
-        f"TFLOP an image, forward: {cost.forward_flops / 1e12:.4g} by torch's counter (with_fpn's layers included), "
-        f"{formula / 1e12:.4g} by formula; forward and backward {model_flops / 1e12:.3g}; heads both "
+        f"TFLOP per image: forward {cost.forward_flops / 1e12:.4g} by torch's counter (with_fpn's layers included), "
+        f"{formula / 1e12:.4g} by formula; forward and backward {model_flops / 1e12:.3g}; heads, forward and backward, "
         f"{cost.head_flops / 1e12:.2g}",
     ]
 
@@ -44,12 +44,12 @@ def format_candidate(candidate: Candidate) -> str:
         f"{time.head_reduce_s:.2f}; {candidate.images_per_s:.1f} images/s, MFU {candidate.model_flops_utilisation:.0%}",
         f"schedule: {batch.max_steps} steps of {batch.images} crops: {format_hours(candidate.hours)} hours, "
         f"{format_hours(candidate.hours * batch.gpus)} GPU-hours",
-        f"communication a GPU a micro-batch: {traffic.total / 1e9:.1f} GB = gathered forward "
+        f"communication per GPU and micro-batch: {traffic.total / 1e9:.1f} GB = gathered forward "
         f"{traffic.gathered_forward / 1e9:.1f}, backward {traffic.gathered_backward / 1e9:.1f}, gradients "
-        f"{traffic.reduced / 1e9:.1f}; {batch.accumulation_steps * traffic.total / 1e9:.1f} GB a step",
+        f"{traffic.reduced / 1e9:.1f}; {batch.accumulation_steps * traffic.total / 1e9:.1f} GB per step",
         f"checkpoint: {candidate.checkpoint_bytes / 1e9:.1f} GB, written in "
         f"{candidate.checkpoint_bytes / 1e9 / candidate.hardware.storage_gb_per_s:.0f} s; --checkpoint async takes "
-        f"{candidate.copy_bytes / GIB:.0f} GiB more of a host",
+        f"{candidate.copy_bytes / GIB:.0f} GiB more host memory per node",
         f"bound by {time.bound}",
     ]
     return "\n".join(lines)

@@ -47,7 +47,7 @@ class StepTime:
     def bound(self) -> str:
         """What holds the step back, in words."""
         if self.optimizer_s > self._overlapped_s:
-            return "the optimizer in host memory takes longer than the computation"
+            return "the optimizer in host memory, which takes longer than the computation"
         if self.offload_s == self._overlapped_s:
             return f"PCIe: gradients move for {self.offload_s / self.compute_s:.1f} times as long as computation takes"
         if self.host_s == self._overlapped_s:

@@ -80,7 +80,7 @@ def _listen(reader: socket.socket, wake: Callable[[], None]) -> None:
 
 def _receive(number: signal.Signals, wake: Callable[[], None]) -> None:
     if not _saving.is_set():
-        _end_at_once(number, "the run ends at once, for there is nothing to save before training has begun.")
+        _end_at_once(number, "the run ends at once, because there is nothing to save before training has begun.")
     stop.request(f"{number.name} on rank {distributed.rank()}")
     wake()
     distributed.notify(

@@ -56,6 +56,6 @@ def write_summary(work_dir: str | os.PathLike[str], summary: Mapping[str, Any]) 
     except OSError as error:
         raise DsSegError(
             f"{path} can't be written ({error}). Training itself is over ({summary['status']} after {summary['steps']} "
-            "steps) and its checkpoints are whole: `ds-seg evaluate` measures the scores again."
+            "steps) and its checkpoints are complete: `ds-seg evaluate` measures the scores again."
         ) from error
     return path

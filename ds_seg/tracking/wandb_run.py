@@ -140,7 +140,7 @@ class WandbRun:
                 action()
             except Exception as error:  # wandb raises many unrelated kinds, and a run must outlive its tracking
                 ended = isinstance(error, ConnectionError)
-                gone = ", and its process has ended with what it had not written" if ended else ""
+                gone = ", and its process ended before it had written everything" if ended else ""
                 self._warn_once(f"wandb failed ({type(error).__name__}: {error}){gone}")
 
     def _warn_once(self, what: str) -> None:

@@ -61,7 +61,7 @@ def measure(runs, case):
 
 
 @every_case
-def test_a_resumed_run_is_no_farther_than_one_on_that_world_size(trained, claim, precision, case):
+def test_a_resumed_run_differs_by_rounding(trained, claim, precision, case):
     for key, (resumed, uninterrupted) in measure(trained[precision], case).items():
         # DeepSpeed's CPU optimizer is another kernel than the yardstick's
         tolerance = PARAMETERS_TOLERANCE if "offloaded" in case else WORST_RATIO * uninterrupted

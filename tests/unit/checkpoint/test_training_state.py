@@ -115,5 +115,7 @@ def test_another_number_of_training_images_is_refused():
     state = TrainingState()
     state.note_train_images(16)
     state.note_train_images(16)
-    with pytest.raises(CheckpointError, match=r"from 16 training images, and here are 15: each .*with --load-from"):
+    with pytest.raises(
+        CheckpointError, match=r"from 16 training images, but there are 15 here: every .*with --load-from"
+    ):
         state.note_train_images(15)

@@ -58,7 +58,7 @@ def test_files_that_rank_0_does_not_see_make_no_checkpoint(tmp_path, monkeypatch
     older = make_checkpoint(tmp_path, 10)
     save, before = describe_save(tmp_path, 20), names(tmp_path)
     text = (
-        rf"step_000020 is not whole: rank 0 does not see 1 of its 3 files .* the first, backbone/shard\.pt {words}.*"
+        rf"step_000020 is not complete: rank 0 does not see 1 of its 3 files .* the first, backbone/shard\.pt {words}.*"
         r"choose a --work-dir on a file system that all nodes share\."
     )
     with pytest.raises(CheckpointError, match=text), leaving_nothing(save):
@@ -79,7 +79,7 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatc
         monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage((5 << 30) + (2 << 16)))
         validate_space(save, 5 << 30, 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage(5 << 30))
-    text = r"step_000020 needs 5\.00 GiB, and 5\.00 GiB are free there\. Nothing .* older .* are whole\. Make room"
+    text = r"step_000020 needs 5\.00 GiB, and 5\.00 GiB are free there\. Nothing .* older .* are complete\. Make room"
     with pytest.raises(CheckpointError, match=text), leaving_nothing(save):
         validate_space(save, 5 << 30, 2)
     assert names(tmp_path) == before
@@ -92,7 +92,7 @@ def test_a_disk_that_refuses_leaves_the_older_checkpoint_and_nothing_else(tmp_pa
     save, before = describe_save(tmp_path, 20), names(tmp_path)
     big = {"a": torch.zeros(1 << 18)} if name != "state.json" else "x" * (1 << 20)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    text = r"step_000020 could not be written: .*File too large.*older checkpoints are whole\. Make room"
+    text = r"step_000020 could not be written: .*File too large.*older checkpoints are complete\. Make room"
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, limits[1]))
         with pytest.raises(CheckpointError, match=text), leaving_nothing(save):

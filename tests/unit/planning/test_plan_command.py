@@ -94,7 +94,7 @@ def test_the_page_and_the_readme_say_what_the_command_prints(ds_seg_plan, monkey
     assert len(plans) == len(plans_page.PLANS) and all("recommended" in printed for printed in plans.values())
     assert (root / "docs" / "plans.md").read_text() == plans_page.format_page(plans)
     readme = (root / "README.md").read_text()
-    assert plans_page.put_headlines(readme, plans_page.format_headlines(plans)) == readme
+    assert plans_page.put_plans(readme, plans) == readme
 
 
 def test_files_are_not_replaced_silently(ds_seg_plan):
@@ -260,7 +260,7 @@ def test_host_memory_that_an_offloaded_optimizer_lacks_is_told_of():
     )
     on_gpus = {"memory_gib": 80, "device_type": "cuda", "nodes": 2}
     short = choose_fit(run, host_memory_gib=3.0, **on_gpus).warning
-    need = re.search(r"warning: ([\d.]+) GiB of host memory needed a node, of which 3\.0 GiB are free", short)
+    need = re.search(r"warning: each node needs ([\d.]+) GiB of host memory, of which 3\.0 GiB are free", short)
     assert need and 16 < float(need[1]) < 30  # four processes of 4 GiB and their workers
     assert "offload_optimizer.ratio" in short
     assert choose_fit(run, host_memory_gib=500.0, **on_gpus).warning == ""

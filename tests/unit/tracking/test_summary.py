@@ -36,6 +36,6 @@ def test_missing_keys_are_our_own_fault_and_named(tmp_path):
 def test_a_summary_that_can_not_be_written_says_what_is_safe(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        DsSegError, match=r"summary\.json can't be written \(.*its checkpoints are whole: `ds-seg evaluate`"
+        DsSegError, match=r"summary\.json can't be written \(.*its checkpoints are complete: `ds-seg evaluate`"
     ):
         write_summary(tmp_path / "file", make_summary())

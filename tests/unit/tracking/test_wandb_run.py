@@ -210,7 +210,7 @@ def test_failures_while_logging_are_told_once_and_raise_nothing():
     run.finish(failed=False)
 
     assert lines == [
-        "wandb failed (BrokenPipeError: define_metric), and its process has ended with what it had not written. "
+        "wandb failed (BrokenPipeError: define_metric), and its process ended before it had written everything. "
         "Training goes on; metrics.jsonl is complete.",
         "Upload what it has on the disk with  wandb sync wandb/run-1",
     ]
