@@ -26,7 +26,7 @@ from ds_seg.planning.allocations import AllocationTracker
 from ds_seg.planning.model_size import build_on_meta
 from ds_seg.planning.unknown_values import SelectEverything
 
-PARTS = ("activations", "backward of a block", "head", "logits and loss")
+PARTS = ("activations", "backward of a block", "head's activations", "logits and loss")
 KEPT, BACKWARD, HEAD, FULL_SIZE = PARTS
 Parts = Counter[str]
 """Part of a step -> bytes or FLOPs."""

@@ -16,6 +16,7 @@ from ds_seg.planning.memory import (
     compute_host_memory,
 )
 from ds_seg.planning.model_size import ModelSize
+from ds_seg.planning.simulation import PARTS
 from ds_seg.planning.step_costs import StepCost
 from ds_seg.planning.step_time import compute_step_time
 
@@ -105,6 +106,12 @@ def test_a_frozen_backbone_has_no_states():
     parts = gpu(size=replace(SIZE, trainable=0))
     assert all(parts[name] == 0 for name in ("gradients", "master", "moments", "reduce buckets"))
     assert parts["parameters"] == 2 * P / 8
+
+
+def test_what_heads_allocate_stands_beside_their_states():
+    parts = compute_gpu_memory(SIZE, replace(COST, peak=Counter(dict.fromkeys(PARTS, 1e8))), STATES, hardware())
+    assert all(parts[part] == 1e8 for part in PARTS)
+    assert parts["head"] == 4 * (SIZE.head + SIZE.head_buffers) + 16 * SIZE.head
 
 
 def test_averages_take_four_bytes_where_the_masters_are():
