@@ -23,6 +23,7 @@ from ds_seg.planning.step_costs import StepCost
 from ds_seg.planning.step_time import StepTime, compute_step_time
 
 OFFLOAD = {"device": "cpu", "pin_memory": True}
+_FP32 = ("fp32", "float32", "float", "torch.float32")
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def build_candidate(
         compute_gpu_memory(size, cost, states, hardware),
         compute_host_memory(size, states, hardware, run.workers),
         compute_step_time(size, cost, states, hardware, batch.accumulation_steps),
-        compute_traffic(size, states.zero, states.parameter_bytes, hardware),
+        compute_traffic(size, states.zero, states.parameter_bytes, hardware, sent_bytes=states.sent_bytes),
         cost,
         compute_checkpoint_bytes(size, states),
         compute_copy_bytes(size, states, hardware),
@@ -156,12 +157,17 @@ def read_states(deepspeed: Mapping[str, Any], run: RunConfig) -> States:
     """How a DeepSpeed config and a run keep their states."""
     zero = deepspeed["zero_optimization"]
     offload = zero.get("offload_optimizer") or {}
+    own = "bf16" if run.bf16 else "fp32"
+    sums = (deepspeed.get("data_types") or {}).get("grad_accum_dtype") or own
+    sent = deepspeed.get("communication_data_type") or own
     return States(
         bf16=run.bf16,
         offloaded=offloaded_share(deepspeed),
         pin_memory=bool(offload.get("pin_memory", True)),
         ema=run.ema is not None,
         zero=zero,
+        sum_bytes=4 if sums in _FP32 else 2,
+        sent_bytes=4 if sent.lower() in _FP32 else 2,
     )
 
 
