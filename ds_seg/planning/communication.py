@@ -30,7 +30,14 @@ def count_live_parameters(size: ModelSize, zero: Mapping[str, Any], world_size: 
     if world_size == 1:
         return 0.0
     in_use = int(zero.get("stage3_prefetch_bucket_size", 50_000_000)) + 2 * size.block
-    return min(size.backbone, count_kept_parameters(size, zero) + in_use)
+    return min(size.backbone, count_kept_parameters(size, zero) + count_persistent_parameters(size, zero) + in_use)
+
+
+def count_persistent_parameters(size: ModelSize, zero: Mapping[str, Any]) -> int:
+    """Parameters that are whole from step to step: the small ones, as many as the model's own threshold lets in."""
+    largest = int(zero.get("stage3_param_persistence_threshold", 100_000))
+    most = int(zero.get("stage3_model_persistence_threshold", size.backbone))
+    return min(most, sum(part for part in size.parts if part <= largest))
 
 
 def count_kept_parameters(size: ModelSize, zero: Mapping[str, Any]) -> float:

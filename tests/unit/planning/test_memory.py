@@ -17,7 +17,7 @@ from ds_seg.planning.memory import (
     compute_gpu_memory,
     compute_host_memory,
 )
-from ds_seg.planning.model_size import ModelSize
+from ds_seg.planning.model_size import ModelSize, measure_model
 from ds_seg.planning.simulation import PARTS
 from ds_seg.planning.step_costs import StepCost
 from ds_seg.planning.step_time import compute_step_time
@@ -134,6 +134,18 @@ def test_live_parameters_follow_the_reuse_distance():
     assert count_live_parameters(SIZE, ZERO, 8) == in_use
     assert count_live_parameters(SIZE, {**ZERO, "stage3_max_reuse_distance": 2 * 10**9}, 8) == 10**9 + in_use
     assert count_live_parameters(SIZE, {**ZERO, "stage3_max_reuse_distance": 2 * P}, 8) == P
+
+
+def test_persistent_parameters_stay_whole():
+    """Measured with DINOv2-S on two processes: 42.0 MiB more are held between steps where all of them persist."""
+    size = measure_model(build_run_config(RunOptions("camvid_dinov2s_full"), 1).model)
+    zero = {**ZERO, "stage3_prefetch_bucket_size": 0, "stage3_param_persistence_threshold": 0}
+    vectors, blocks = 100 * 384 + 12 * (1152 + 1536), 2 * size.block
+    assert count_live_parameters(size, zero, 2) == blocks
+    assert count_live_parameters(size, {**zero, "stage3_param_persistence_threshold": 2000}, 2) == blocks + vectors
+    everything = {**zero, "stage3_param_persistence_threshold": 10**9}
+    assert count_live_parameters(size, everything, 2) == size.backbone
+    assert count_live_parameters(size, {**everything, "stage3_model_persistence_threshold": 10**6}, 2) == blocks + 10**6
 
 
 def test_traffic_of_a_micro_batch():
