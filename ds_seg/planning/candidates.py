@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ds_seg.config import RunConfig
-from ds_seg.config.deepspeed_json import offloaded_share
+from ds_seg.config.deepspeed_json import FP32_NAMES, offloaded_share
 from ds_seg.config.zero_sizes import settle_zero_sizes
 from ds_seg.planning.communication import Traffic, compute_traffic
 from ds_seg.planning.hardware import GIB, Hardware
@@ -23,7 +23,6 @@ from ds_seg.planning.step_costs import StepCost
 from ds_seg.planning.step_time import StepTime, compute_step_time
 
 OFFLOAD = {"device": "cpu", "pin_memory": True}
-_FP32 = ("fp32", "float32", "float", "torch.float32")
 
 
 @dataclass(frozen=True)
@@ -166,8 +165,8 @@ def read_states(deepspeed: Mapping[str, Any], run: RunConfig) -> States:
         pin_memory=bool(offload.get("pin_memory", True)),
         ema=run.ema is not None,
         zero=zero,
-        sum_bytes=4 if sums in _FP32 else 2,
-        sent_bytes=4 if sent.lower() in _FP32 else 2,
+        sum_bytes=4 if sums in FP32_NAMES else 2,
+        sent_bytes=4 if sent.lower() in FP32_NAMES else 2,
     )
 
 
