@@ -34,6 +34,9 @@ _SECTIONS_BY_MODEL = {
 }
 """Where the values stand that a model of DeepSpeed's checks."""
 _OFFLOADED_PARTS = ("offload_optimizer", "offload_param")
+FP32_NAMES = ("fp32", "float32", "float", "torch.float32")
+"""How a DeepSpeed JSON may spell it."""
+_BF16_NAMES = ("bf16", "bfloat16", "torch.bfloat16")
 _QUANTIZERS = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
 
 
@@ -95,6 +98,7 @@ def resolve_deepspeed(
     resolved = dict(given)
     _check_owned_by_run(given, faults)
     _check_zero(given.get("zero_optimization"), faults)
+    _check_sums(given.get("data_types"), faults)
     batch = {
         "train_batch_size": micro_batch * accumulation_steps * world_size,
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -214,6 +218,16 @@ def _check_owned_by_run(given: Mapping[str, Any], faults: Faults) -> None:
         section = given.get(key)
         if isinstance(section, dict) and section.get("enabled", False):
             faults.add(f"deepspeed.{key}", 'is enabled; the backbone trains in bf16. Use "bf16": {"enabled": true}.')
+
+
+def _check_sums(data_types: Any, faults: Faults) -> None:
+    section = faults.section("deepspeed.data_types", data_types, None)
+    wanted = section.get("grad_accum_dtype")
+    if wanted not in (None, *FP32_NAMES, *_BF16_NAMES):
+        faults.add(
+            "deepspeed.data_types.grad_accum_dtype",
+            f"got {wanted!r}, want fp32 or bf16: what the backbone's gradients are summed in over micro-batches.",
+        )
 
 
 def _check_zero(zero: Any, faults: Faults) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ds_seg.config import RunConfig
-from ds_seg.config.deepspeed_json import offloaded_share
+from ds_seg.config.deepspeed_json import FP32_NAMES, offloaded_share
 from ds_seg.config.zero_sizes import settle_zero_sizes
 from ds_seg.planning.communication import Traffic, compute_traffic
 from ds_seg.planning.hardware import GIB, Hardware
@@ -136,7 +136,7 @@ def build_candidate(
         compute_gpu_memory(size, cost, states, hardware),
         compute_host_memory(size, states, hardware, run.workers),
         compute_step_time(size, cost, states, hardware, batch.accumulation_steps),
-        compute_traffic(size, states.zero, states.parameter_bytes, hardware),
+        compute_traffic(size, states.zero, states.parameter_bytes, hardware, sent_bytes=states.sent_bytes),
         cost,
         compute_checkpoint_bytes(size, states),
         compute_copy_bytes(size, states, hardware),
@@ -156,12 +156,17 @@ def read_states(deepspeed: Mapping[str, Any], run: RunConfig) -> States:
     """How a DeepSpeed config and a run keep their states."""
     zero = deepspeed["zero_optimization"]
     offload = zero.get("offload_optimizer") or {}
+    own = "bf16" if run.bf16 else "fp32"
+    sums = (deepspeed.get("data_types") or {}).get("grad_accum_dtype") or own
+    sent = deepspeed.get("communication_data_type") or own
     return States(
         bf16=run.bf16,
         offloaded=offloaded_share(deepspeed),
         pin_memory=bool(offload.get("pin_memory", True)),
         ema=run.ema is not None,
         zero=zero,
+        sum_bytes=4 if sums in FP32_NAMES else 2,
+        sent_bytes=4 if sent.lower() in FP32_NAMES else 2,
     )
 
 

@@ -30,7 +30,14 @@ def count_live_parameters(size: ModelSize, zero: Mapping[str, Any], world_size: 
     if world_size == 1:
         return 0.0
     in_use = int(zero.get("stage3_prefetch_bucket_size", 50_000_000)) + 2 * size.block
-    return min(size.backbone, count_kept_parameters(size, zero) + in_use)
+    return min(size.backbone, count_kept_parameters(size, zero) + count_persistent_parameters(size, zero) + in_use)
+
+
+def count_persistent_parameters(size: ModelSize, zero: Mapping[str, Any]) -> int:
+    """Parameters that are whole from step to step: the small ones, as many as the model's own threshold lets in."""
+    largest = int(zero.get("stage3_param_persistence_threshold", 100_000))
+    most = int(zero.get("stage3_model_persistence_threshold", size.backbone))
+    return min(most, sum(part for part in size.parts if part <= largest))
 
 
 def count_kept_parameters(size: ModelSize, zero: Mapping[str, Any]) -> float:
@@ -42,20 +49,28 @@ def count_kept_parameters(size: ModelSize, zero: Mapping[str, Any]) -> float:
 
 
 def compute_traffic(
-    size: ModelSize, zero: Mapping[str, Any], parameter_bytes: int, hardware: Hardware, *, hpz: bool = False
+    size: ModelSize,
+    zero: Mapping[str, Any],
+    parameter_bytes: int,
+    hardware: Hardware,
+    *,
+    sent_bytes: int,
+    hpz: bool = False,
 ) -> Traffic:
     """Traffic of one micro-batch: a gather for each block, a reduction for each bucket.
 
     Args:
         size: of the model.
         zero: `zero_optimization` of the DeepSpeed JSON, its sizes as numbers.
-        parameter_bytes: of a parameter and of its gradient.
+        parameter_bytes: of a parameter.
         hardware: what the model is spread over.
+        sent_bytes: of a gradient on its way.
         hpz: the backward pass gathers from copies inside the node (`zero_hpz_partition_size`).
     """
-    sent = parameter_bytes * (hardware.gpus - 1) / hardware.gpus
+    others = (hardware.gpus - 1) / hardware.gpus
     again = max(0.0, size.used_again - count_kept_parameters(size, zero))
-    forward, backward, reduced = sent * size.backbone, sent * again, sent * size.trainable
+    forward, backward = parameter_bytes * others * size.backbone, parameter_bytes * others * again
+    reduced = sent_bytes * others * size.trainable
     over_all, ring_s = hardware.collective_gb_per_s * 1e9, hardware.ring_s
     in_node, ring_in_node_s = hardware.nvlink_gb_per_s * 1e9, hardware.ring_in_node_s
     bucket = max(size.block, int(zero.get("reduce_bucket_size", 500_000_000)))

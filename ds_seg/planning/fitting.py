@@ -21,7 +21,7 @@ from ds_seg.planning.candidates import Batch, Candidate, build_candidate
 from ds_seg.planning.hardware import GIB, Hardware
 from ds_seg.planning.model_size import measure_model
 from ds_seg.planning.search import wants_policy
-from ds_seg.planning.step_costs import simulate_costs
+from ds_seg.planning.step_costs import StepCosts
 
 _CPU: dict[str, Any] = {"context_gib": 0.0, "launches_ahead": False, "peak_tflops": 0.2}
 
@@ -124,7 +124,7 @@ def plan_as_configured(
         found: other fields of `Hardware` that are known.
     """
     size, on_cpu = measure_model(run.model), device_type == "cpu"
-    costs = simulate_costs(run, policies, fused_norms=not on_cpu)
+    costs = StepCosts(run, policies, fused_norms=not on_cpu)
     known = {"nodes": 1, **(_CPU if on_cpu else {}), **found}
     hardware = Hardware(gpus=run.world_size, gpu_memory_gib=memory_gib, **known)
     batch = Batch(run.world_size, run.micro_batch, run.accumulation_steps, run.schedule.max_steps)

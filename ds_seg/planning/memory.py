@@ -25,21 +25,20 @@ class States:
     ema: bool
     zero: Mapping[str, Any]
     """`zero_optimization` of the DeepSpeed JSON, its sizes as numbers."""
+    sum_bytes: int = 2
+    """Of a gradient that is summed over micro-batches (`data_types.grad_accum_dtype`)."""
+    sent_bytes: int = 2
+    """Of a gradient that processes send each other (`communication_data_type`)."""
 
     @property
     def parameter_bytes(self) -> int:
-        """Of one parameter of the backbone, and of its gradient."""
+        """Of one parameter of the backbone."""
         return 2 if self.bf16 else 4
-
-    @property
-    def master_bytes(self) -> int:
-        """Of the FP32 copy that the optimizer has of a parameter; where parameters are FP32 it takes them."""
-        return 4 if self.bf16 or self.offloaded else 0
 
     @property
     def gradient_bytes(self) -> int:
         """Of the gradient of a parameter whose state is on a GPU; DeepSpeed 0.19.8 casts it early when it offloads."""
-        return 4 if self.offloaded else self.parameter_bytes
+        return 4 if self.offloaded else self.sum_bytes
 
 
 def compute_gpu_memory(size: ModelSize, cost: StepCost, states: States, hardware: Hardware) -> dict[str, float]:
@@ -57,7 +56,7 @@ def compute_gpu_memory(size: ModelSize, cost: StepCost, states: States, hardware
     resident = {
         "parameters": width * size.backbone / world_size,
         "gradients": states.gradient_bytes * on_gpu,
-        "master": states.master_bytes * on_gpu,
+        "master": 4 * on_gpu,  # DeepSpeed 0.19.8 makes a copy of FP32 parameters too
         "moments": 8 * on_gpu,
         "reduce buckets": _compute_buckets(size, states),
         "live parameters": width * count_live_parameters(size, states.zero, world_size),
@@ -65,7 +64,9 @@ def compute_gpu_memory(size: ModelSize, cost: StepCost, states: States, hardware
         "averages (EMA)": 4 * (on_gpu + size.head_trainable) if states.ema else 0.0,
     }
     working: dict[str, float] = dict(cost.peak)
-    step_bytes = 0 if states.offloaded or not states.bf16 else 4 * min(share, _sub_group(size, states, world_size))
+    step_bytes = (
+        0 if states.offloaded or states.sum_bytes == 4 else 4 * min(share, _sub_group(size, states, world_size))
+    )
     working["optimizer step"] = max(0.0, step_bytes - sum(working.values()))
     loss = hardware.fragmentation * sum(working.values())
     context = hardware.context_gib * (4 / 3 if world_size > 1 else 1) * GIB
@@ -88,7 +89,7 @@ def compute_host_memory(size: ModelSize, states: States, hardware: Hardware, wor
         "processes": (hardware.process_gib + workers * hardware.worker_gib) * GIB,
         "master": 4 * on_host,
         "moments": 8 * on_host,
-        "gradients": states.parameter_bytes * share + 4 * on_host,
+        "gradients": states.sum_bytes * share + 4 * on_host,
         "pinned memory's rounding": _compute_rounding(size, states, share, hardware.gpus) if states.pin_memory else 0.0,
         "averages (EMA)": 4 * on_host if states.ema else 0.0,
     }
@@ -124,7 +125,7 @@ def _compute_buckets(size: ModelSize, states: States) -> float:
     bucket = int(states.zero.get("reduce_bucket_size", 500_000_000))
     filled = min(max(bucket, size.largest), size.trainable)
     copied = filled if states.zero.get("reduce_scatter", True) else 0
-    return states.parameter_bytes * (bucket + copied)
+    return states.sent_bytes * (bucket + copied)
 
 
 def _compute_head_states(size: ModelSize) -> float:
@@ -142,7 +143,7 @@ def _compute_rounding(size: ModelSize, states: States, share: float, world_size:
     if not share:
         return 0.0
     group = min(_sub_group(size, states, world_size), share)
-    flat, part = states.parameter_bytes * share, 4 * group
+    flat, part = states.sum_bytes * share, 4 * group
     return _round_up(flat) - flat + states.offloaded * share / group * (_round_up(part) - part)
 
 

@@ -36,6 +36,8 @@ class ModelSize:
     head_trainable: int
     head_buffers: int
     """Elements of running statistics."""
+    parts: tuple[int, ...] = ()
+    """Of each of the backbone's parameters."""
 
 
 def measure_model(model_cfg: Mapping[str, Any]) -> ModelSize:
@@ -57,6 +59,7 @@ def measure_model(model_cfg: Mapping[str, Any]) -> ModelSize:
         head=sum(p.numel() for p in heads.parameters()),
         head_trainable=sum(p.numel() for p in heads.parameters() if p.requires_grad),
         head_buffers=sum(buffer.numel() for buffer in heads.buffers()),
+        parts=tuple(p.numel() for p in parameters),
     )
 
 

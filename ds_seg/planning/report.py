@@ -19,7 +19,7 @@ _LEAST_SHOWN_GIB = 0.005
 def describe_model(planner: Planner) -> list[str]:
     """Parameters and FLOPs of a run's model."""
     size, run = planner.size, planner.run
-    cost = planner.costs.of(next(iter(planner.costs.backbone)), 1)
+    cost = planner.costs.of(planner.costs.policies[0], 1)
     formula = compute_forward_flops(run.model.backbone, run.train_crop_px)
     model_flops = formula * cost.model_flops / cost.forward_flops
     height, width = run.train_crop_px

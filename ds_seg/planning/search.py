@@ -14,7 +14,7 @@ from ds_seg.models.checkpointing import AUTO, POLICIES, resolve_policy
 from ds_seg.planning.candidates import OFFLOAD, Batch, Candidate, build_candidate, with_offload
 from ds_seg.planning.hardware import Hardware, place
 from ds_seg.planning.model_size import ModelSize, measure_model
-from ds_seg.planning.step_costs import Known, StepCosts, simulate_costs
+from ds_seg.planning.step_costs import Known, StepCosts
 
 _PARTS = tuple(twentieths / 20 for twentieths in range(1, 20))
 """Shares of the optimizer's state that may be offloaded, beside none and all of it."""
@@ -22,7 +22,7 @@ _WORLD_SIZES = tuple(2**power for power in range(11))
 
 
 class Planner:
-    """Plans one run for any machines; the model is simulated once.
+    """Plans one run for any machines; each micro-batch is simulated once.
 
     Args:
         run: built for a world of one.
@@ -37,7 +37,7 @@ class Planner:
     def costs(self) -> StepCosts:
         """Of micro-batches with each policy that can be chosen."""
         policies = POLICIES if self.size.trainable else (self.configured_policy,)
-        return simulate_costs(self.run, policies, known=self.known)
+        return StepCosts(self.run, policies, known=self.known)
 
     @property
     def configured_policy(self) -> str:
@@ -72,7 +72,7 @@ class Planner:
         for micro_batch in self._list_micro_batches(images // hardware.gpus, hardware.gpus):
             steps = images // hardware.gpus // micro_batch
             batch = Batch(hardware.gpus, micro_batch, steps, max_steps)
-            for policy in self.costs.backbone:
+            for policy in self.costs.policies:
                 build = partial(
                     build_candidate, self.run, self.size, self.costs.of(policy, micro_batch), hardware, batch, policy
                 )

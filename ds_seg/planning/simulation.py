@@ -1,6 +1,6 @@
 """One training step of our own modules on tensors without data: what it allocates, and how much it computes.
 
-The backbone is simulated at two small depths, since every further block adds the same; the heads at full size.
+A few of the backbone's blocks are simulated, since every further one adds the same; the heads at full size.
 
 Shape suffixes: B images, H W pixels, C channels of an image, 1 label; D channels, h w a feature map.
 """
@@ -26,8 +26,10 @@ from ds_seg.planning.allocations import AllocationTracker
 from ds_seg.planning.model_size import build_on_meta
 from ds_seg.planning.unknown_values import SelectEverything
 
-PARTS = ("activations", "backward of a block", "head", "logits and loss")
+PARTS = ("activations", "backward of a block", "head's activations", "logits and loss")
 KEPT, BACKWARD, HEAD, FULL_SIZE = PARTS
+_BLOCKS_BELOW_TAPS = 4
+"""With fewer blocks, the peak of a small model is where its patches and positions get their gradients."""
 Parts = Counter[str]
 """Part of a step -> bytes or FLOPs."""
 
@@ -53,7 +55,7 @@ class Trace:
     kept: Parts
     """Bytes between forward and backward."""
     peak: Parts
-    """Bytes at the highest moment of the backward pass; of the heads of both passes."""
+    """Bytes at the highest moment of both passes."""
     flops: Parts
     """`forward`, and `all`: forward, backward and what is computed again."""
 
@@ -71,41 +73,20 @@ def _combine(a: Parts, b: Parts, factor: float) -> Parts:
     return Counter({key: a[key] + factor * b[key] for key in dict.fromkeys([*a, *b])})  # type: ignore[misc]
 
 
-@dataclass(frozen=True)
-class BackboneTraces:
-    """Traces of a few blocks and images, from which those of all blocks and of any micro-batch follow.
-
-    Every further block adds the same for each image; every further image adds the same.
-    """
-
-    one: Trace
-    """Of one image."""
-    two: Trace
-    """Of two images."""
-    block: Trace
-    """What a further block adds for one image."""
-    more_blocks: int
-    """Blocks of the whole backbone beyond those simulated."""
-
-    def of(self, images: int) -> Trace:
-        """The trace of the whole backbone for so many images at once."""
-        return extrapolate(self.one, self.two, images - 1) + self.block * (images * self.more_blocks)
-
-
 def extrapolate(first: Trace, second: Trace, steps: float) -> Trace:
     """What lies `steps` times the difference of two traces behind the first, where all grow in proportion."""
     return first * (1 - steps) + second * steps
 
 
-def simulate_backbone(model_cfg: Mapping[str, Any], setting: StepSetting) -> BackboneTraces:
-    """Simulate forward and backward of a few of the backbone's blocks."""
+def simulate_backbone(model_cfg: Mapping[str, Any], setting: StepSetting) -> Trace:
+    """Simulate forward and backward of a few of the backbone's blocks; every further one adds what it keeps."""
     backbone = model_cfg["backbone"]
-    taps, blocks = len(backbone["out_indices"]), backbone["out_indices"][-1] + 1  # those behind the last tap don't run
-    single = replace(setting, micro_batch=1)
-    one, two = (_simulate_depth(model_cfg, taps, replace(setting, micro_batch=images)) for images in (1, 2))
+    blocks = backbone["out_indices"][-1] + 1  # those behind the last tap don't run
+    few = min(blocks, len(backbone["out_indices"]) + _BLOCKS_BELOW_TAPS)
     plain = {**model_cfg, "backbone": {**backbone, "out_indices": [0], "with_fpn": False}}
-    short, longer = (_simulate_depth(plain, depth, single) for depth in (2, 3))
-    return BackboneTraces(one, two, longer + short * -1, blocks - taps)
+    short, longer = (_simulate_depth(plain, depth, setting) for depth in (2, 3))
+    block = longer + short * -1
+    return _simulate_depth(model_cfg, few, setting) + replace(block, peak=block.kept) * (blocks - few)
 
 
 def _simulate_depth(model_cfg: Mapping[str, Any], depth: int, setting: StepSetting) -> Trace:
@@ -124,7 +105,8 @@ def _simulate_depth(model_cfg: Mapping[str, Any], depth: int, setting: StepSetti
             trained = [feature for feature in features if feature.requires_grad]
             if trained:
                 torch.autograd.backward(trained, [torch.empty_like(feature) for feature in trained])
-    return Trace(kept, tracker.peaks[BACKWARD], Counter(forward=forward_flops, all=tracker.flops))
+    peak = max(tracker.peaks.values(), key=Parts.total)
+    return Trace(kept, peak, Counter(forward=forward_flops, all=tracker.flops))
 
 
 def simulate_heads(model_cfg: Mapping[str, Any], setting: StepSetting) -> Trace:

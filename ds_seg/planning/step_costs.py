@@ -1,10 +1,11 @@
-"""What a micro-batch of any size costs with any checkpointing policy, from a few simulated ones."""
+"""What a micro-batch of any size costs with any checkpointing policy."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 
@@ -13,15 +14,7 @@ from ds_seg.errors import ConfigError
 from ds_seg.models.checkpointing import POLICIES
 from ds_seg.models.head_building import describe_error
 from ds_seg.planning.hardware import find_host_ms
-from ds_seg.planning.simulation import (
-    BackboneTraces,
-    Parts,
-    StepSetting,
-    Trace,
-    extrapolate,
-    simulate_backbone,
-    simulate_heads,
-)
+from ds_seg.planning.simulation import Parts, StepSetting, Trace, extrapolate, simulate_backbone, simulate_heads
 
 
 @dataclass(frozen=True)
@@ -46,41 +39,16 @@ class StepCost:
         return min(3 * self.forward_flops, self.backbone_flops)
 
 
-@dataclass(frozen=True)
-class StepCosts:
-    """Costs of every micro-batch and policy."""
-
-    backbone: Mapping[str, BackboneTraces]
-    """By policy."""
-    heads: tuple[Trace, Trace]
-    """Of `smallest_alone` images, and of one more; every further one adds the same."""
-    smallest_alone: int
-    """Images that a single process needs at once: 2 where a head normalises over one position."""
-    compiled: bool
-
-    def of(self, policy: str, micro_batch: int) -> StepCost:
-        """Cost of one micro-batch."""
-        backbone = self.backbone[policy].of(micro_batch)
-        heads = extrapolate(*self.heads, micro_batch - self.smallest_alone)
-        return StepCost(
-            max(backbone.kept + heads.peak, backbone.peak, key=Parts.total),
-            backbone.kept.total(),
-            backbone.flops["forward"],
-            backbone.flops["all"],
-            heads.flops["all"],
-            find_host_ms(policy, compiled=self.compiled),
-        )
-
-
-Known = dict[str, BackboneTraces]
+Known = dict[str, Trace]
 """Traces by what they depend on, so that runs of one backbone share them."""
 _NOT_OF_A_STEP = ("type", "pretrained", "pretrain_size", "checkpointing", "with_cp")
+BATCH = "images and labels"
+_MOST_SIMULATED = 16
+"""Images; beyond them every further one is taken to add the same."""
 
 
-def simulate_costs(
-    run: RunConfig, policies: Sequence[str], *, fused_norms: bool = True, known: Known | None = None
-) -> StepCosts:
-    """Simulate micro-batches of a run, in seconds and without memory.
+class StepCosts:
+    """Costs of every micro-batch and policy, simulated when they are asked for, in seconds and without memory.
 
     Args:
         run: tells model, crop and dtype.
@@ -89,26 +57,70 @@ def simulate_costs(
         known: traces of earlier runs, which are used, and which get this run's.
 
     Raises:
-        ConfigError: a head or a loss fails on tensors without data.
+        ConfigError: a head or a loss fails on tensors without data; by `of` and `smallest_alone`.
     """
-    dtype = torch.bfloat16 if run.bf16 else torch.float32
-    setting = StepSetting(1, run.train_crop_px, policies[0], dtype, fused_norms)
-    known = {} if known is None else known
-    own = {key: value for key, value in sorted(run.model.backbone.items()) if key not in _NOT_OF_A_STEP}
-    backbone = {}
-    for policy in policies:
-        one = replace(setting, checkpointing=policy)
-        key = f"{own} {one}"
-        if key not in known:
-            known[key] = simulate_backbone(run.model, one)
-        backbone[policy] = known[key]
-    with _explained(run):
-        try:
-            heads, smallest_alone = [simulate_heads(run.model, setting)], 1
-        except ValueError:  # BatchNorm over a single value
-            heads, smallest_alone = [simulate_heads(run.model, replace(setting, micro_batch=2))], 2
-        heads.append(simulate_heads(run.model, replace(setting, micro_batch=smallest_alone + 1)))
-    return StepCosts(backbone, (heads[0], heads[1]), smallest_alone, run.compile)
+
+    def __init__(
+        self, run: RunConfig, policies: Sequence[str], *, fused_norms: bool = True, known: Known | None = None
+    ) -> None:
+        self.run, self.policies = run, tuple(policies)
+        dtype = torch.bfloat16 if run.bf16 else torch.float32
+        self._setting = StepSetting(1, run.train_crop_px, self.policies[0], dtype, fused_norms)
+        self._known: Known = {} if known is None else known
+        self._heads: dict[int, Trace] = {}
+
+    @cached_property
+    def smallest_alone(self) -> int:
+        """Images that a single process needs at once: 2 where a head normalises over one position."""
+        with _explained(self.run):
+            try:
+                self._simulate_heads(1)
+            except ValueError:  # BatchNorm over a single value
+                self._simulate_heads(2)
+                return 2
+            return 1
+
+    def of(self, policy: str, micro_batch: int) -> StepCost:
+        """Cost of one micro-batch."""
+        backbone = _find(partial(self._simulate_backbone, policy), 1, micro_batch)
+        with _explained(self.run):
+            heads = _find(self._simulate_heads, self.smallest_alone, micro_batch)
+        return StepCost(
+            max(backbone.kept + heads.peak, backbone.peak, key=Parts.total) + self._count_batch(micro_batch),
+            backbone.kept.total(),
+            backbone.flops["forward"],
+            backbone.flops["all"],
+            heads.flops["all"],
+            find_host_ms(policy, compiled=self.run.compile),
+        )
+
+    def _count_batch(self, micro_batch: int) -> Parts:
+        """What images and labels take, from the start of a step to its end."""
+        height, width = self._setting.crop_size_px
+        image_bytes = int(self.run.model.backbone.get("in_chans", 3)) * self._setting.dtype.itemsize
+        label_bytes = torch.int64.itemsize
+        return Parts({BATCH: micro_batch * height * width * (image_bytes + label_bytes)})
+
+    def _simulate_backbone(self, policy: str, images: int) -> Trace:
+        setting = replace(self._setting, checkpointing=policy, micro_batch=images)
+        own = {key: value for key, value in sorted(self.run.model.backbone.items()) if key not in _NOT_OF_A_STEP}
+        key = f"{own} {setting}"
+        if key not in self._known:
+            self._known[key] = simulate_backbone(self.run.model, setting)
+        return self._known[key]
+
+    def _simulate_heads(self, images: int) -> Trace:
+        if images not in self._heads:
+            self._heads[images] = simulate_heads(self.run.model, replace(self._setting, micro_batch=images))
+        return self._heads[images]
+
+
+def _find(simulate: Callable[[int], Trace], least: int, images: int) -> Trace:
+    """The trace of so many images: simulated, or what lies behind the two closest that can be."""
+    if least <= images <= _MOST_SIMULATED:
+        return simulate(images)
+    first = least if images < least else _MOST_SIMULATED - 1
+    return extrapolate(simulate(first), simulate(first + 1), images - first)
 
 
 @contextlib.contextmanager

@@ -69,7 +69,9 @@ def compute_step_time(
     """Time of a step of so many micro-batches."""
     products_s = cost.backbone_flops + 2 * cost.head_flops
     compute_s = products_s / (hardware.peak_tflops * 1e12 * hardware.utilisation)
-    traffic = compute_traffic(size, states.zero, states.parameter_bytes, hardware, hpz=hpz)
+    traffic = compute_traffic(
+        size, states.zero, states.parameter_bytes, hardware, sent_bytes=states.sent_bytes, hpz=hpz
+    )
     host_s = _compute_host_s(size, cost)
     gradients_s = _compute_gradients_s(size, states, hardware, accumulation_steps)
     behind_s, alone_s = (gradients_s, 0.0) if states.pin_memory else (0.0, gradients_s)
@@ -108,5 +110,5 @@ def _compute_gradients_s(size: ModelSize, states: States, hardware: Hardware, ac
     """
     if not states.offloaded:
         return 0.0
-    bytes_a_parameter = 2 * states.parameter_bytes * accumulation_steps + 4 * states.offloaded
+    bytes_a_parameter = 2 * states.sum_bytes * accumulation_steps + 4 * states.offloaded
     return bytes_a_parameter * size.trainable / hardware.gpus / (hardware.pcie_gb_per_s * 1e9)

@@ -326,6 +326,10 @@ def write_json(folder, **changes):
             r"offload_optimizer\.ratio: got 0, want the share .*, above 0 and at most 1",
         ),
         (
+            {"data_types": {"grad_accum_dtype": "fp64"}},
+            r"data_types\.grad_accum_dtype: got 'fp64', want fp32 or bf16",
+        ),
+        (
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "super_offload": True}}},
             r"offload_optimizer\.super_offload: got True, which makes DeepSpeed step with another optimizer",
         ),

@@ -20,7 +20,7 @@ from ds_seg.planning.fitting import Room, apply_fit, choose_fit, measure_room, n
 from ds_seg.planning.hardware import GIB, Hardware, place
 from ds_seg.planning.model_size import measure_model
 from ds_seg.planning.search import Planner
-from ds_seg.planning.step_costs import simulate_costs
+from ds_seg.planning.step_costs import StepCosts
 
 SIX_B = "internvit6b_224_full_linear_ade20k"
 
@@ -227,9 +227,9 @@ def auto_run(**options):
 def test_auto_takes_the_fastest_policy_that_fits(monkeypatch):
     run = auto_run(**{"data.samples_per_gpu": 8})
     assert needs_fitting(run, "cpu") and run.model.backbone.checkpointing == "auto"
-    costs = simulate_costs(run, ("none", "selective", "block"), fused_norms=False)
+    costs = StepCosts(run, ("none", "selective", "block"), fused_norms=False)
     size = measure_model(run.model)
-    monkeypatch.setattr("ds_seg.planning.fitting.simulate_costs", lambda *_args, **_kwargs: costs)
+    monkeypatch.setattr("ds_seg.planning.fitting.StepCosts", lambda *_args, **_kwargs: costs)
     monkeypatch.setattr("ds_seg.planning.fitting.measure_model", lambda _model: size)
     chosen: list[str] = []
     for memory_gib in (64.0, *(0.2 - 0.0005 * step for step in range(400))):

@@ -5,9 +5,12 @@ import torch
 
 from ds_seg.config import RunOptions, build_run_config
 from ds_seg.models import SyncBatchNorm
+from ds_seg.planning import simulation
 from ds_seg.planning.flops import compute_forward_flops
 from ds_seg.planning.model_size import measure_model
 from ds_seg.planning.simulation import StepSetting, simulate_backbone, simulate_heads
+from ds_seg.planning.step_costs import StepCosts
+from heads_cases import CASES, make_run
 
 GB = 1e9
 
@@ -33,47 +36,58 @@ def test_parameters_are_counted_on_the_real_modules(linear_run):
     assert size.head == 486_550 and size.block == 122_918_400 and size.depth == 48
 
 
-def test_kept_activations_of_an_image(traces):
-    kept = {policy: trace.of(1).kept.total() / GB for policy, trace in traces.items()}
+def test_kept_activations_of_an_image(linear_run, traces):
+    kept = {policy: trace.kept.total() / GB for policy, trace in traces.items()}
     assert kept["none"] == pytest.approx(8.2, rel=0.05)
     assert kept["selective"] == pytest.approx(4.4, rel=0.02)  # about 5 where more is kept
     assert kept["block"] == pytest.approx(0.4, rel=0.03)
     for images in (2, 8):
-        assert traces["block"].of(images).kept.total() / GB == pytest.approx(images * kept["block"], rel=1e-3)
+        trace = simulate_backbone(linear_run.model, setting("block", images))
+        assert trace.kept.total() / GB == pytest.approx(images * kept["block"], rel=1e-3)
 
 
 def test_the_block_being_recomputed_is_counted_once(traces):
-    live_block = traces["block"].of(1).peak["backward of a block"] / GB
+    live_block = traces["block"].peak["backward of a block"] / GB
     assert 0.17 < live_block < 0.40  # its activations, and the gradients of one of its weights
 
 
-def test_two_simulated_depths_give_the_third():
-    run = build_run_config(RunOptions("demo"), 1)
-    extrapolated = simulate_backbone(run.model, setting("none", crop=112)).of(3)
-    model = {**run.model, "backbone": {**run.model.backbone, "depth": 1, "out_indices": [0]}}
-    one = simulate_backbone(model, setting("none", crop=112)).of(3)
-    per_block = (extrapolated.kept.total() - one.kept.total()) / 5
-    two = {**run.model, "backbone": {**run.model.backbone, "depth": 2, "out_indices": [1]}}
-    assert simulate_backbone(two, setting("none", crop=112)).of(3).kept.total() == pytest.approx(
-        one.kept.total() + per_block, rel=1e-6
-    )
+@pytest.mark.parametrize("policy", ["none", "selective", "block"])
+def test_a_few_simulated_blocks_give_all(policy):
+    run = build_run_config(RunOptions("camvid_dinov2s_full"), 1)
+    for images in (1, 8):
+        extrapolated = simulate_backbone(run.model, setting(policy, images, crop=224))
+        whole = simulation._simulate_depth(run.model, 12, setting(policy, images, crop=224))
+        assert extrapolated.kept.total() == pytest.approx(whole.kept.total(), rel=1e-6)
+        assert extrapolated.peak.total() == pytest.approx(whole.peak.total(), rel=0.01)
+        assert extrapolated.flops == whole.flops
+
+
+def test_micro_batches_cost_what_a_simulation_of_them_says_also_beyond_the_largest_simulated_one():
+    """A cascade's second image costs less than its third: where the peak is changes with their number."""
+    case = {**CASES["OCRHead"], "side_px": 64}
+    costs = StepCosts(make_run(case), ("block",))
+    for images in (3, 18):
+        its_setting = setting("block", images, crop=64)
+        heads, backbone = (simulate(costs.run.model, its_setting) for simulate in (simulate_heads, simulate_backbone))
+        direct = max(backbone.peak.total(), backbone.kept.total() + heads.peak.total())
+        assert costs.of("block", images).peak.total() == pytest.approx(direct + images * 64**2 * (3 * 2 + 8), rel=1e-3)
 
 
 def test_flops_by_counter_and_by_formula(linear_run, traces):
     formula = compute_forward_flops(linear_run.model.backbone, (504, 504))
     assert formula / 1e12 == pytest.approx(16.34, abs=0.005) and 3 * formula / 1e12 == pytest.approx(49.0, abs=0.05)
-    flops = traces["none"].of(1).flops
+    flops = traces["none"].flops
     assert flops["forward"] == pytest.approx(formula, rel=1e-4)
     assert flops["all"] == pytest.approx(3 * formula, rel=0.015)  # attention's backward computes its scores again
-    assert traces["selective"].of(1).flops["all"] == flops["all"]
-    assert traces["block"].of(1).flops["all"] / 1e12 == pytest.approx(65.4, rel=0.01)
+    assert traces["selective"].flops["all"] == flops["all"]
+    assert traces["block"].flops["all"] / 1e12 == pytest.approx(65.4, rel=0.01)
 
 
 def test_images_may_have_one_channel(linear_run, traces):
     backbone = {**linear_run.model.backbone, "in_chans": 1}
-    flops = simulate_backbone({**linear_run.model, "backbone": backbone}, setting("none")).of(1).flops
+    flops = simulate_backbone({**linear_run.model, "backbone": backbone}, setting("none")).flops
     assert flops["forward"] == pytest.approx(compute_forward_flops(backbone, (504, 504)), rel=1e-4)
-    assert traces["none"].of(1).flops["forward"] - flops["forward"] == 2 * 36**2 * 2 * 14**2 * 3200
+    assert traces["none"].flops["forward"] - flops["forward"] == 2 * 36**2 * 2 * 14**2 * 3200
 
 
 def test_full_size_logits_and_loss(linear_run):
@@ -83,8 +97,10 @@ def test_full_size_logits_and_loss(linear_run):
 
 def test_a_frozen_backbone_keeps_nothing():
     run = build_run_config(RunOptions("internvit6b_224_linear_ade20k"), 1)
-    trace = simulate_backbone(run.model, setting("none")).of(1)
+    trace = simulate_backbone(run.model, setting("none"))
     assert trace.kept.total() < 0.01 * GB and trace.flops["all"] == trace.flops["forward"]
+    hidden_bytes = 1297 * 4 * 3200 * 2
+    assert trace.peak.total() > 2 * hidden_bytes, "its blocks take memory while they run: before GELU and after"
 
 
 def test_a_head_that_normalises_over_one_position_needs_two_images():
@@ -106,5 +122,5 @@ def test_it_never_waits_for_other_ranks(monkeypatch, linear_run):
 )  # docs/results.md, on the CPU, 2 crops of 448
 def test_dinov2s_keeps_what_was_measured(policy, measured_mib):
     run = build_run_config(RunOptions("camvid_dinov2s_full"), 1)
-    kept = simulate_backbone(run.model, setting(policy, crop=448, fused_norms=False)).of(2).kept.total()
+    kept = simulate_backbone(run.model, setting(policy, 2, crop=448, fused_norms=False)).kept.total()
     assert kept / 2**20 == pytest.approx(measured_mib, rel=0.1)
