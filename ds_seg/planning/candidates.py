@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ds_seg.config import RunConfig
@@ -174,13 +174,3 @@ def with_offload(deepspeed: Mapping[str, Any], offload: Mapping[str, Any] | None
     """The DeepSpeed config with this `offload_optimizer` section, or none."""
     zero = {key: value for key, value in deepspeed["zero_optimization"].items() if key != "offload_optimizer"}
     return {**deepspeed, "zero_optimization": {**zero, "offload_optimizer": dict(offload)} if offload else zero}
-
-
-def with_hpz(candidate: Candidate, size: ModelSize, extra_bytes: float) -> Candidate:
-    """The same with a copy of the parameters inside each node, from which the backward pass gathers."""
-    arguments = (size, candidate.cost, candidate.states, candidate.hardware, candidate.batch.accumulation_steps)
-    return replace(
-        candidate,
-        gpu_bytes={**candidate.gpu_bytes, "copies inside the node (hpZ)": extra_bytes},
-        time=compute_step_time(*arguments, hpz=True),
-    )

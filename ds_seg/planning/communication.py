@@ -9,6 +9,9 @@ from typing import Any
 from ds_seg.planning.hardware import Hardware
 from ds_seg.planning.model_size import ModelSize
 
+HPZ = "zero_hpz_partition_size"
+"""Key of `zero_optimization`."""
+
 
 @dataclass(frozen=True)
 class Traffic:
@@ -48,6 +51,12 @@ def count_kept_parameters(size: ModelSize, zero: Mapping[str, Any]) -> float:
     return min(size.backbone, int(zero.get("stage3_max_reuse_distance", 1_000_000_000)) / 2)
 
 
+def count_copied_parameters(size: ModelSize, zero: Mapping[str, Any], world_size: int) -> float:
+    """Parameters that hpZ has a process hold once more, from where the forward pass lets go of them."""
+    sharing = min(_count_sharing(zero), world_size)
+    return (size.backbone - count_kept_parameters(size, zero)) / sharing if sharing > 1 else 0.0
+
+
 def compute_traffic(
     size: ModelSize,
     zero: Mapping[str, Any],
@@ -55,9 +64,10 @@ def compute_traffic(
     hardware: Hardware,
     *,
     sent_bytes: int,
-    hpz: bool = False,
 ) -> Traffic:
     """Traffic of one micro-batch: a gather for each block, a reduction for each bucket.
+
+    With hpZ (`zero_hpz_partition_size`) the backward pass gathers from copies inside the node.
 
     Args:
         size: of the model.
@@ -65,7 +75,6 @@ def compute_traffic(
         parameter_bytes: of a parameter.
         hardware: what the model is spread over.
         sent_bytes: of a gradient on its way.
-        hpz: the backward pass gathers from copies inside the node (`zero_hpz_partition_size`).
     """
     others = (hardware.gpus - 1) / hardware.gpus
     again = max(0.0, size.used_again - count_kept_parameters(size, zero))
@@ -76,7 +85,8 @@ def compute_traffic(
     bucket = max(size.block, int(zero.get("reduce_bucket_size", 500_000_000)))
     seconds = (forward + reduced) / over_all + ring_s * (size.backbone / size.block + size.trainable / bucket)
     gathers = again / size.block
-    seconds += backward / in_node + gathers * ring_in_node_s if hpz else backward / over_all + gathers * ring_s
+    copied = 1 < _count_sharing(zero) <= hardware.gpus_a_node
+    seconds += backward / in_node + gathers * ring_in_node_s if copied else backward / over_all + gathers * ring_s
     return Traffic(forward, backward, reduced, seconds)
 
 
@@ -86,6 +96,6 @@ def compute_head_traffic_s(size: ModelSize, hardware: Hardware) -> float:
     return sent / (hardware.collective_gb_per_s * 1e9)
 
 
-def compute_hpz_bytes(size: ModelSize, parameter_bytes: int, hardware: Hardware) -> float:
-    """Memory a GPU for the copies that hpZ keeps inside each node."""
-    return parameter_bytes * size.backbone / hardware.gpus_a_node
+def _count_sharing(zero: Mapping[str, Any]) -> int:
+    """Processes that share a copy of the parameters (hpZ); 1 for no copy."""
+    return int(zero.get(HPZ, 1))

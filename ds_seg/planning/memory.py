@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ds_seg.checkpoint import checkpoint_bytes
-from ds_seg.planning.communication import count_live_parameters
+from ds_seg.planning.communication import count_copied_parameters, count_live_parameters
 from ds_seg.planning.hardware import GIB, Hardware
 from ds_seg.planning.model_size import ModelSize
 from ds_seg.planning.step_costs import StepCost
@@ -60,6 +60,7 @@ def compute_gpu_memory(size: ModelSize, cost: StepCost, states: States, hardware
         "moments": 8 * on_gpu,
         "reduce buckets": _compute_buckets(size, states),
         "live parameters": width * count_live_parameters(size, states.zero, world_size),
+        "copies inside the node (hpZ)": width * count_copied_parameters(size, states.zero, world_size),
         "head": _compute_head_states(size),
         "averages (EMA)": 4 * (on_gpu + size.head_trainable) if states.ema else 0.0,
     }

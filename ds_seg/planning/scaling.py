@@ -9,8 +9,8 @@ from pathlib import Path
 
 from prettytable import PrettyTable
 
-from ds_seg.planning.candidates import Candidate, with_hpz
-from ds_seg.planning.communication import compute_hpz_bytes
+from ds_seg.planning.candidates import Candidate
+from ds_seg.planning.communication import HPZ
 from ds_seg.planning.hardware import Hardware, place
 from ds_seg.planning.report import format_hours
 from ds_seg.planning.search import Planner
@@ -36,9 +36,8 @@ def compute_scaling(planner: Planner, hardware: Hardware, worlds: Sequence[int])
         kept = planner.recommend(there)
         if kept is None:
             continue
-        twice = planner.rebuild(kept, live_bytes=0)
-        copies_bytes = compute_hpz_bytes(planner.size, kept.states.parameter_bytes, there)
-        rows.append(ScalingRow(kept, twice, with_hpz(twice, planner.size, copies_bytes)))
+        twice, hpz = (planner.rebuild(kept, live_bytes=0, **{HPZ: sharing}) for sharing in (1, there.gpus_a_node))
+        rows.append(ScalingRow(kept, twice, hpz))
     return rows
 
 

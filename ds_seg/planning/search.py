@@ -81,9 +81,16 @@ class Planner:
                 if self.size.trainable:
                     yield from self._offload(build, partly=resident.gpu_spare_gib < 0)
 
-    def rebuild(self, candidate: Candidate, *, live_bytes: float) -> Candidate:
-        """The same way with so much memory for whole parameters, whatever the DeepSpeed JSON says of it."""
+    def rebuild(self, candidate: Candidate, *, live_bytes: float, **zero: int) -> Candidate:
+        """The same way with so much memory for whole parameters, whatever the DeepSpeed JSON says of it.
+
+        Args:
+            candidate: one of this planner's.
+            live_bytes: memory of a GPU for whole parameters.
+            zero: other values of `zero_optimization`.
+        """
         sizes = settle_zero_sizes(candidate.deepspeed, LIVE_SIZES, self.run.model.backbone, live_bytes)
+        sizes["zero_optimization"] = {**sizes["zero_optimization"], **zero}
         run = replace(self.run, auto_sizes=())
         arguments = (candidate.cost, candidate.hardware, candidate.batch, candidate.checkpointing, sizes)
         return build_candidate(run, self.size, *arguments)

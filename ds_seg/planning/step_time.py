@@ -63,15 +63,11 @@ def compute_step_time(
     states: States,
     hardware: Hardware,
     accumulation_steps: int,
-    *,
-    hpz: bool = False,
 ) -> StepTime:
     """Time of a step of so many micro-batches."""
     products_s = cost.backbone_flops + 2 * cost.head_flops
     compute_s = products_s / (hardware.peak_tflops * 1e12 * hardware.utilisation)
-    traffic = compute_traffic(
-        size, states.zero, states.parameter_bytes, hardware, sent_bytes=states.sent_bytes, hpz=hpz
-    )
+    traffic = compute_traffic(size, states.zero, states.parameter_bytes, hardware, sent_bytes=states.sent_bytes)
     host_s = _compute_host_s(size, cost)
     gradients_s = _compute_gradients_s(size, states, hardware, accumulation_steps)
     behind_s, alone_s = (gradients_s, 0.0) if states.pin_memory else (0.0, gradients_s)

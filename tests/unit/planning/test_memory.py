@@ -8,7 +8,7 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 
 from ds_seg.config import RunOptions, build_run_config
 from ds_seg.planning.candidates import read_states
-from ds_seg.planning.communication import compute_hpz_bytes, compute_traffic, count_live_parameters
+from ds_seg.planning.communication import compute_traffic, count_live_parameters
 from ds_seg.planning.hardware import GIB, Hardware, place
 from ds_seg.planning.memory import (
     States,
@@ -194,14 +194,21 @@ def test_an_fp32_backbone_has_masters_beside_its_parameters():
 
 def test_hpz_gathers_inside_the_node():
     there = hardware(64)
-    slow, fast = (traffic(there, hpz=hpz) for hpz in (False, True))
+    zeros = [{**ZERO, "zero_hpz_partition_size": sharing} for sharing in (1, 8)]
+    slow, fast = (traffic(there, zero=zero) for zero in zeros)
     assert fast.seconds < slow.seconds and fast.total == slow.total
     gathers = P / SIZE.block
     assert slow.seconds - fast.seconds == pytest.approx(gathers * 1e-6 * (3.4 * (56 - 7) + 14 * 7))
-    cards = [traffic(hardware(64, interconnect_gbps=40), hpz=hpz) for hpz in (False, True)]
+    cards = [traffic(hardware(64, interconnect_gbps=40), zero=zero) for zero in zeros]
     rest_s = slow.gathered_backward * (1 / 32e9 - 1 / 300e9)
     assert cards[0].seconds - cards[1].seconds - (slow.seconds - fast.seconds) == pytest.approx(rest_s)
-    assert compute_hpz_bytes(SIZE, 2, there) == 2 * P / 8
+    assert traffic(there, zero={**ZERO, "zero_hpz_partition_size": 16}) == slow  # copies over two nodes
+
+
+@pytest.mark.parametrize(("sharing", "kept", "copied"), [(1, 0, 0), (8, 0, P / 8), (8, P / 2, P / 16), (8, 2 * P, 0)])
+def test_hpz_copies_what_the_forward_pass_lets_go_of(sharing, kept, copied):
+    zero = {**ZERO, "zero_hpz_partition_size": sharing, "stage3_max_reuse_distance": 2 * kept}
+    assert gpu(replace(STATES, zero=zero), gpus=64)["copies inside the node (hpZ)"] == pytest.approx(2 * copied)
 
 
 def test_a_ring_over_nodes_has_all_their_network_cards():
