@@ -263,6 +263,13 @@ def test_a_stop_before_the_first_step_after_a_resume_saves_nothing_anew(build, t
     assert training.saved == [] and f"everything is saved in {tmp_path}/step_000006" in record.stopped
 
 
+def test_a_stop_before_the_first_step_of_a_new_run_is_saved_too(build):
+    stop.request("SIGTERM on rank 0")
+    training = build()
+    record = training(range(100))
+    assert [state.step for state in training.saved] == [0] and "checkpoints/step_000000. Run the" in record.stopped
+
+
 def test_an_evaluation_that_fails_costs_no_step(build):
     training = build(eval_interval_steps=3, checkpoint_interval_steps=3, scores=())
     with pytest.raises(StopIteration):
