@@ -60,6 +60,13 @@ def test_a_checkpoint_whose_successor_never_came_still_counts(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [LATEST, "step_000020"]
 
 
+def test_a_successor_counts_in_place_of_the_one_it_replaced(tmp_path):
+    both = ["step_000010", ".step_000010.replaced"]
+    for name in [*both, *(name.replace("10", "20") for name in reversed(both))]:  # no order of a folder's names helps
+        make(tmp_path, name)
+    assert names(tmp_path) == ["step_000010", "step_000020"]
+
+
 def test_a_tag_or_a_folder_names_the_checkpoint(tmp_path):
     wanted = make(tmp_path, "step_000010")
     make(tmp_path, "step_000020")

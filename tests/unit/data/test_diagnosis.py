@@ -160,6 +160,13 @@ def test_names_that_a_split_file_lists_more_than_once(make_cfg: MakeCfg, folder:
 
 
 @pytest.mark.usefixtures("quick")
+def test_an_image_that_a_split_file_lists_and_nobody_has(make_cfg: MakeCfg, folder: Path) -> None:
+    (folder / "train.txt").write_text("street_0\nstreet_9\n")
+    message, _ = findings_of(examine(train=make_cfg(split="train.txt")), "unpaired")
+    assert message == f"{folder / 'images/train/street_9.jpg'} is not there, but {folder / 'train.txt'} lists it"
+
+
+@pytest.mark.usefixtures("quick")
 def test_what_a_class_without_a_pixel_scores(make_cfg: MakeCfg, val: dict[str, Any]) -> None:
     names = [*map(str, range(11)), "absent"]
     diagnosis = examine(val={**val, "type": "FoldersDataset", "classes": names, "img_suffix": ".jpg"})

@@ -107,6 +107,12 @@ def test_a_frozen_backbone_has_no_states():
     assert parts["parameters"] == 2 * P / 8
 
 
+@pytest.mark.parametrize(("scatters", "elements"), [(True, 2 * 200_000_000), (False, 200_000_000)])
+def test_a_reduce_bucket_is_copied_only_where_it_is_scattered(scatters, elements):
+    parts = gpu(replace(STATES, zero={**ZERO, "reduce_scatter": scatters}))
+    assert parts["reduce buckets"] == 2 * elements
+
+
 def test_averages_take_four_bytes_where_the_masters_are():
     ema = replace(STATES, ema=True)
     assert gpu(ema)["averages (EMA)"] == 4 * (P / 8 + SIZE.head)
