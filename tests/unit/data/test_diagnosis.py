@@ -73,7 +73,10 @@ def test_counts_are_those_of_the_files(make_cfg: MakeCfg, folder: Path, val: dic
     assert train.ignored_share == pytest.approx(np.mean([label == 255 for label in labels]), abs=1e-12)
     assert (train.annotated, other.annotated, diagnosis.survey.pairs_read) == (5, 2, 7)
     assert diagnosis.faults == [] and diagnosis.to_dict()["ok"]
-    assert re.search(r"data\.train \| +5 \| +5 \| +60 x 44 \| +4\.5 % \| +0 ", diagnosis.tables())
+    tables = diagnosis.tables()
+    assert re.search(r"data\.train \| +5 \| +5 \| +60 x 44 \| +4\.5 % \| +0 ", tables)
+    road = 100 * train.class_pixels[3] / sum(train.class_pixels)
+    assert re.search(rf"road +\| +{road:.2f} % \| +{train.class_images[3]} \| +\d+\.\d\d % \| +\d \|", tables)
     assert json.loads(json.dumps(diagnosis.to_dict()))["splits"]["data.val"]["images"] == 2
 
 
