@@ -8,6 +8,7 @@ from ds_seg.models import SyncBatchNorm
 from ds_seg.planning.flops import compute_forward_flops
 from ds_seg.planning.model_size import measure_model
 from ds_seg.planning.simulation import StepSetting, simulate_backbone, simulate_heads
+from ds_seg.planning.step_costs import simulate_costs
 
 GB = 1e9
 
@@ -108,3 +109,13 @@ def test_dinov2s_keeps_what_was_measured(policy, measured_mib):
     run = build_run_config(RunOptions("camvid_dinov2s_full"), 1)
     kept = simulate_backbone(run.model, setting(policy, crop=448, fused_norms=False)).of(2).kept.total()
     assert kept / 2**20 == pytest.approx(measured_mib, rel=0.1)
+
+
+def test_the_cost_of_any_micro_batch_is_that_of_a_simulated_one():
+    run = build_run_config(RunOptions("demo"), 1)
+    cost = simulate_costs(run, ["none"]).of("none", 3)
+    backbone, heads = (
+        simulate(run.model, setting("none", 3, crop=112)) for simulate in (simulate_backbone, simulate_heads)
+    )
+    assert cost.head_flops == heads.flops["all"] and cost.forward_flops == backbone.of(3).flops["forward"]
+    assert cost.peak.total() == pytest.approx((backbone.of(3).kept + heads.peak).total(), rel=1e-3)  # 4.5e-4 measured
