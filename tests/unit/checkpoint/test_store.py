@@ -105,6 +105,13 @@ def test_a_checkpoint_argument_is_a_checkpoint_or_a_folder_that_holds_some(tmp_p
     assert resolve_checkpoint(str(checkpoints_folder(tmp_path))) == newest
 
 
+def test_a_work_dir_stands_for_its_checkpoint_also_with_weights_in_it(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    assert resolve_weights(str(tmp_path)) == tmp_path
+    newest = make(tmp_path, "step_000010")
+    assert resolve_weights(str(tmp_path)) == newest
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [

@@ -2,10 +2,13 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 
+from ds_seg.planning.candidates import read_states
 from ds_seg.planning.communication import compute_hpz_bytes, compute_traffic, count_live_parameters
 from ds_seg.planning.hardware import GIB, Hardware, place
 from ds_seg.planning.memory import (
@@ -90,6 +93,13 @@ def test_gradients_move_behind_the_computation_if_memory_is_pinned():
     all_of_it = compute_step_time(SIZE, COST, replace(states, offloaded=1.0), hardware(1), 2)
     assert unpinned.optimizer_s < all_of_it.optimizer_s
     assert replace(pinned, compute_s=0.1, optimizer_s=0.1).bound.startswith("PCIe")
+
+
+@pytest.mark.parametrize("said", [{}, {"pin_memory": False}, {"pin_memory": True}])
+def test_memory_is_pinned_where_deepspeed_pins_it(said):
+    offload = {"device": "cpu", **said}
+    states = read_states({"zero_optimization": {"offload_optimizer": offload}}, SimpleNamespace(bf16=True, ema=None))
+    assert states.pin_memory == DeepSpeedZeroOffloadOptimizerConfig(**offload).pin_memory
 
 
 def test_pinned_memory_is_rounded_to_powers_of_two():

@@ -119,3 +119,11 @@ def test_the_cost_of_any_micro_batch_is_that_of_a_simulated_one():
     )
     assert cost.head_flops == heads.flops["all"] and cost.forward_flops == backbone.of(3).flops["forward"]
     assert cost.peak.total() == pytest.approx((backbone.of(3).kept + heads.peak).total(), rel=1e-3)  # 4.5e-4 measured
+
+
+def test_traces_are_shared_by_runs_of_one_backbone_alone():
+    known, flops = {}, []
+    for changes in ({}, {"model.backbone.pretrained": "other.pth"}, {"model.backbone.mlp_ratio": 2}):
+        run = build_run_config(RunOptions("demo", cfg_options=changes), 1)
+        flops.append(simulate_costs(run, ["none"], known=known).of("none", 1).forward_flops)
+    assert flops[0] == flops[1] > flops[2] and len(known) == 2
