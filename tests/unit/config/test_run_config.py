@@ -125,6 +125,7 @@ def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
             r"global_batch: got 15, which 2 processes can't share evenly\. Start a number .* it: 1, 3, 5, 15\.",
         ),
         (["model.type=Segmentor"], r"model\.type: got 'Segmentor', want 'EncoderDecoder' or 'Cascade"),
+        (["global_batch=0"], r"global_batch: got 0, want a whole number of at least 1"),
         (["model.backbone=None"], r"model\.backbone: missing"),
         (
             ["model.decode_head.num_classes=0"],

@@ -1,5 +1,6 @@
 """What keys that a config leaves out mean: a run's numbers depend on them."""
 
+from ds_seg.config.batches import Batches, resolve_batches
 from ds_seg.config.faults import Faults
 from ds_seg.config.sections import (
     LAYER_DECAY_CONSTRUCTOR,
@@ -38,3 +39,8 @@ def test_warm_up_needs_its_kind_as_in_mmcv():
     kinds = ({}, {"warmup": None}, {"warmup": "linear"})
     steps = [read_schedule({**kind, "warmup_iters": 7}, {}, 1e-3, Faults("a.py")).warmup_steps for kind in kinds]
     assert steps == [0, 0, 7]
+
+
+def test_a_process_takes_one_crop_where_nothing_is_said():
+    batches = resolve_batches({"data": {}}, cumulative_iters=None, world_size=2, kept=None, faults=Faults("a.py"))
+    assert batches == Batches(1, 1)
