@@ -42,5 +42,7 @@ def test_warm_up_needs_its_kind_as_in_mmcv():
 
 
 def test_a_process_takes_one_crop_where_nothing_is_said():
-    batches = resolve_batches({"data": {}}, cumulative_iters=None, world_size=2, kept=None, faults=Faults("a.py"))
-    assert batches == Batches(1, 1)
+    for data in ({}, {"samples_per_gpu": 1}):
+        faults = Faults("a.py")
+        batches = resolve_batches({"data": data}, cumulative_iters=None, world_size=2, kept=None, faults=faults)
+        assert batches == Batches(1, 1) and not faults.messages
