@@ -89,7 +89,6 @@ class CheckpointSaver:
                 self._copies = None
             if self._copies is None:
                 entries = distributed.agree(lambda: write_files(save, files, present))
-                self._waited_s = 0.0
                 return self._commit(save, entries)
             copied = self._copies.copy(files)
         self._pending = save, self._thread.submit(write_files, save, copied, present)

@@ -68,6 +68,7 @@ def describe_training(precision: str) -> dict:
         "norms": [result.grad_norm for result in results],
         "factors": [result.clip_factor for result in results],
         "clipped_norms": clipped_norms,
+        "optimizer": type(engines.backbone.optimizer.optimizer).__name__,
         "logits": [list(logits_BKHW.shape), str(logits_BKHW.dtype), logits_BKHW.requires_grad],
         "heads": describe_heads(engines.heads),
         "backbone": backbone,
@@ -131,6 +132,7 @@ def check_optimizer_tensors() -> dict:
     )
     owners = {master.untyped_storage().data_ptr() for master in masters.values()}
     return {
+        "optimizer": type(engines.backbone.optimizer.optimizer).__name__,
         "fp32": sum(tensor.numel() for tensor in kept if tensor.dtype == torch.float32 and tensor.dim()) / shards,
         "bf16": sum(tensor.numel() for tensor in kept if tensor.dtype == torch.bfloat16) / shards,
         "masters_agree": same and owners <= {tensor.untyped_storage().data_ptr() for tensor in kept},

@@ -67,6 +67,13 @@ def test_all_that_an_offloaded_optimizer_keeps_is_found(one_rank, two_ranks):
         assert got["fp32"] == pytest.approx(4.0, rel=1e-3)
 
 
+def test_the_backbone_is_stepped_where_its_state_is(one_rank, two_ranks):
+    """By DeepSpeed's kernel for host memory only where the state is offloaded to it."""
+    for run in (one_rank, *two_ranks):
+        assert {run["check_training"][precision]["optimizer"] for precision in ("fp32", "bf16")} == {"AdamW"}
+        assert run["check_optimizer_tensors"]["optimizer"] == "DeepSpeedCPUAdam"
+
+
 def test_without_clipping_nothing_is_clipped(one_rank, two_ranks):
     """DeepSpeed clips the backbone's own norm to 1 unless it is told not to."""
     for run in (one_rank, *two_ranks):

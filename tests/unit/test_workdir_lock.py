@@ -24,6 +24,13 @@ with hold_work_dir(Path(sys.argv[1])):
         print(child, flush=True)
     time.sleep(60)
 """
+LET_GO_OF = """
+import fcntl, sys, time
+with open(sys.argv[1], "a+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    time.sleep(0.3)
+"""
 OWN_DISKS = """
 import sys
 from pathlib import Path
@@ -52,6 +59,14 @@ def holder(tmp_path, monkeypatch):
     process.kill()
     process.wait()
     os.kill(child, signal.SIGKILL)
+
+
+def test_a_work_dir_that_a_run_is_about_to_let_go_of_is_waited_for(tmp_path):
+    command = [sys.executable, "-c", LET_GO_OF, str(tmp_path / LOCK_FILE)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with hold_work_dir(tmp_path):
+            assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
 
 
 def test_a_held_work_dir_is_refused_with_its_holder_until_that_dies(tmp_path, holder):

@@ -60,6 +60,13 @@ def test_a_checkpoint_whose_successor_never_came_still_counts(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [LATEST, "step_000020"]
 
 
+def test_a_successor_counts_in_place_of_the_one_it_replaced(tmp_path):
+    both = ["step_000010", ".step_000010.replaced"]
+    for name in [*both, *(name.replace("10", "20") for name in reversed(both))]:  # no order of a folder's names helps
+        make(tmp_path, name)
+    assert names(tmp_path) == ["step_000010", "step_000020"]
+
+
 def test_a_tag_or_a_folder_names_the_checkpoint(tmp_path):
     wanted = make(tmp_path, "step_000010")
     make(tmp_path, "step_000020")
@@ -96,6 +103,13 @@ def test_a_checkpoint_argument_is_a_checkpoint_or_a_folder_that_holds_some(tmp_p
     assert resolve_checkpoint(str(first)) == first
     assert resolve_checkpoint(str(tmp_path)) == newest
     assert resolve_checkpoint(str(checkpoints_folder(tmp_path))) == newest
+
+
+def test_a_work_dir_stands_for_its_checkpoint_also_with_weights_in_it(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    assert resolve_weights(str(tmp_path)) == tmp_path
+    newest = make(tmp_path, "step_000010")
+    assert resolve_weights(str(tmp_path)) == newest
 
 
 @pytest.mark.parametrize(

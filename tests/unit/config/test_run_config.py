@@ -101,6 +101,10 @@ def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
         (["optimizer.lr=inf"], r"optimizer\.lr: got inf, want at least 0, and finite"),
         (["optimizer.type=SGD"], r"optimizer\.type: got 'SGD'; both engines run 'AdamW'"),
         (["optimizer.betas=[0.9]"], r"optimizer\.betas: got"),
+        (
+            ["optimizer.betas=[0.9,1.5]"],
+            r"optimizer\.betas: got \(?\[?0\.9, 1\.5.*want two numbers from 0 up to below 1",
+        ),
         (["optimizer.constructor=Mine"], r"optimizer\.constructor: got 'Mine'"),
         (["optimizer.paramwise_cfg.num_layers=12"], r"num_layers: got 12, but model\.backbone has 6 blocks"),
         (["optimizer.paramwise_cfg.layer_decay_rate=1.5"], r"layer_decay_rate: got 1\.5, want between 0 and 1"),
@@ -121,6 +125,12 @@ def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
             r"global_batch: got 15, which 2 processes can't share evenly\. Start a number .* it: 1, 3, 5, 15\.",
         ),
         (["model.type=Segmentor"], r"model\.type: got 'Segmentor', want 'EncoderDecoder' or 'Cascade"),
+        (["global_batch=0"], r"global_batch: got 0, want a whole number of at least 1"),
+        (["model.backbone=None"], r"model\.backbone: missing"),
+        (
+            ["model.decode_head.num_classes=0"],
+            r"model\.decode_head\.num_classes: got 0, want a whole number of at least 1",
+        ),
         (["model.type=CascadeEncoderDecoder"], r"model\.decode_head: .*needs a list of at least two heads"),
         (["model.num_stages=2"], r"model\.num_stages: unknown key"),
         (["model.decode_head.num_classes=0"], r"model\.decode_head\.num_classes: got 0, want a whole number"),
@@ -189,6 +199,10 @@ model = dict(
     test_cfg=dict(mode="whole", subdivision_steps=2, subdivision_num_points=64, scale_factor=2),
 )
 """
+
+
+def test_a_head_may_have_one_class():
+    assert predicting_head(build_with("model.decode_head.num_classes=1").model)[1].num_classes == 1
 
 
 def test_a_cascade_is_a_list_of_num_stages_heads(tmp_path):

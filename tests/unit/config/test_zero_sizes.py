@@ -29,6 +29,8 @@ def test_with_memory_to_spare_nothing_is_gathered_twice():
     sizes = compute_zero_sizes(SIX_B, 100e9, 2)
     assert sizes["stage3_max_live_parameters"] >= parameters and count_backbone(SIX_B) >= parameters
     assert sizes["stage3_max_reuse_distance"] >= 2 * parameters
+    pyramid = count_backbone({**SIX_B, "with_fpn": True}) - count_backbone(SIX_B)
+    assert pyramid == pytest.approx(1.05 * 3 * (2 * 2) * 3200**2)  # three transposed convolutions
 
 
 def test_with_none_to_spare_a_few_blocks_are_whole():

@@ -73,7 +73,10 @@ def test_counts_are_those_of_the_files(make_cfg: MakeCfg, folder: Path, val: dic
     assert train.ignored_share == pytest.approx(np.mean([label == 255 for label in labels]), abs=1e-12)
     assert (train.annotated, other.annotated, diagnosis.survey.pairs_read) == (5, 2, 7)
     assert diagnosis.faults == [] and diagnosis.to_dict()["ok"]
-    assert re.search(r"data\.train \| +5 \| +5 \| +60 x 44 \| +4\.5 % \| +0 ", diagnosis.tables())
+    tables = diagnosis.tables()
+    assert re.search(r"data\.train \| +5 \| +5 \| +60 x 44 \| +4\.5 % \| +0 ", tables)
+    road = 100 * train.class_pixels[3] / sum(train.class_pixels)
+    assert re.search(rf"road +\| +{road:.2f} % \| +{train.class_images[3]} \| +\d+\.\d\d % \| +\d \|", tables)
     assert json.loads(json.dumps(diagnosis.to_dict()))["splits"]["data.val"]["images"] == 2
 
 
@@ -157,6 +160,13 @@ def test_names_that_a_split_file_lists_more_than_once(make_cfg: MakeCfg, folder:
     assert diagnosis.faults == []
     image = folder / "images/train/street_0.jpg"
     assert findings_of(diagnosis, "repeated") == [f"{image} is listed 3 times in {folder / 'train.txt'}"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_image_that_a_split_file_lists_and_nobody_has(make_cfg: MakeCfg, folder: Path) -> None:
+    (folder / "train.txt").write_text("street_0\nstreet_9\n")
+    message, _ = findings_of(examine(train=make_cfg(split="train.txt")), "unpaired")
+    assert message == f"{folder / 'images/train/street_9.jpg'} is not there, but {folder / 'train.txt'} lists it"
 
 
 @pytest.mark.usefixtures("quick")

@@ -81,6 +81,8 @@ def test_images_and_masks_in_one_folder(custom: MakeCfg, folder: Path) -> None:
     found = unpaired_of(custom(ann_dir="images/train"))
     assert found == Unpaired([], [], [], [], "", "")
     assert count_suffixes(str(folder / "images/train")) == [(".jpg", 7), (".png", 7)]
+    (folder / "images/train/street_0.jpg").unlink()
+    assert count_suffixes(str(folder / "images/train")) == [(".png", 7), (".jpg", 6)]
 
 
 def test_masks_in_a_folder_among_the_images_are_no_images(custom: MakeCfg, folder: Path) -> None:

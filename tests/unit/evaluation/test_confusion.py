@@ -65,8 +65,8 @@ def test_counts_stay_exact_where_float32_sums_lose_pixels():
     confusion.counts_KK[0, 0] = 2**24
     confusion.update(np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint8))
 
-    assert confusion.counts_KK[0, 0] == 2**24 + 1
-    assert torch.tensor(2.0**24) + 1 == 2**24
+    assert confusion.counts_KK[0, 0].item() == 2**24 + 1  # a tensor compares in its own dtype, in float32 with 2**24
+    assert (torch.tensor(2.0**24) + 1).item() == 2**24
 
 
 def test_without_labelled_pixels_the_means_are_nan():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import ds_seg.openmmlab  # noqa: F401  mmseg needs it
+from ds_seg import distributed
 from ds_seg.errors import ConfigError, DataError, DsSegError
 from ds_seg.evaluation.evaluate import evaluate_dataset
 from ds_seg.evaluation.lockstep import predict_images
@@ -246,6 +247,18 @@ def test_logits_of_another_shape_are_our_own_fault():
     sample = SimpleNamespace(index=0, views=[(torch.zeros(1, 3, 8, 8), meta)])
     with pytest.raises(AssertionError, match=r"encode_decode returned \(1, 3, 8, 8\), wanted \(1, 5, 8, 8\)"):
         list(predict_images([sample], torch.nn.Identity(), **predict_options()))
+
+
+def test_a_rank_without_windows_runs_one_of_zeros_in_the_smallest_size_and_drops_the_result(monkeypatch):
+    of_others, images = iter([torch.tensor([-8, -12, 0]), None]), []
+    monkeypatch.setattr(distributed, "reduce_max", lambda own: own if (other := next(of_others)) is None else other)
+
+    def encode_decode(images_BCHW):
+        images.append(images_BCHW)
+        return images_BCHW[:, :1].expand(-1, 5, -1, -1)
+
+    assert list(predict_images([], encode_decode, **predict_options())) == []
+    assert [tuple(image.shape) for image in images] == [(1, 3, 8, 12)] and not images[0].any()
 
 
 def test_no_thread_is_left_by_a_failure():

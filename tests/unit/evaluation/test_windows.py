@@ -46,10 +46,11 @@ def test_a_small_view_is_one_window_of_its_own_size():
     assert compute_windows(30, 20, (504, 504), (322, 322)) == [Window(0, 0, 30, 20)]
 
 
-def test_a_view_that_is_no_multiple_of_the_patch_is_refused_with_the_remedy():
-    message = "a window of 30x504 px (of a view of 30x600 px) is not a multiple of the backbone's patch of 14 px"
-    with pytest.raises(ConfigError, match=re.escape(message) + ".*ResizeToMultiple', size_divisor=14"):
-        compute_windows(30, 600, (504, 504), (322, 322), patch_size=14)
+@pytest.mark.parametrize(("view", "window"), [((30, 600), "30x504"), ((600, 30), "504x30")])
+def test_a_view_that_is_no_multiple_of_the_patch_is_refused_with_the_remedy(view, window):
+    message = f"a window of {window} px (of a view of {view[0]}x{view[1]} px) is not a multiple of the backbone's patch"
+    with pytest.raises(ConfigError, match=re.escape(message) + " of 14 px.*ResizeToMultiple', size_divisor=14"):
+        compute_windows(*view, (504, 504), (322, 322), patch_size=14)
 
 
 @pytest.mark.parametrize(("crop", "stride"), [((28, 28), (29, 20)), ((28, 28), (20, 29)), ((28, 0), (20, 0))])

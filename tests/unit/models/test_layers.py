@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ds_seg.models.layers import Attention, Block, ChannelNorm, LayerScale, Linear, UpConv, build_norm
+from ds_seg.models.layers import Attention, Block, ChannelNorm, LayerScale, Linear, PatchProjection, UpConv, build_norm
 
 
 def internvl_rms_norm(x, weight, eps=1e-6):
@@ -53,6 +53,18 @@ def test_linear_draws_a_truncated_normal(layer):
     assert layer.weight.abs().max() <= 0.04
     assert abs(layer.weight.std().item() - 0.0176) < 2e-4  # a normal of std 0.02 cut off at 2 sigma; 120,000 draws
     assert layer.bias.abs().max() == 0
+
+
+@pytest.mark.parametrize("layer", [PatchProjection(3, 400, 14, 14), UpConv(8)])
+def test_a_convolution_begins_without_a_bias(layer):
+    nn.init.ones_(layer.bias)
+    layer.reset_parameters()
+    assert layer.bias.abs().max() == 0
+
+
+def test_patches_are_projected_by_a_truncated_normal():
+    weight = PatchProjection(3, 400, 14, 14).weight
+    assert weight.abs().max() <= 0.04 and abs(weight.std().item() - 0.0176) < 2e-4
 
 
 def test_up_conv_draws_by_fan_out():

@@ -2,8 +2,10 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 
 from ds_seg.config import RunOptions, build_run_config
@@ -99,6 +101,13 @@ def test_gradients_move_behind_the_computation_if_memory_is_pinned():
     assert replace(pinned, compute_s=0.1, optimizer_s=0.1).bound.startswith("PCIe")
 
 
+@pytest.mark.parametrize("said", [{}, {"pin_memory": False}, {"pin_memory": True}])
+def test_memory_is_pinned_where_deepspeed_pins_it(said):
+    offload = {"device": "cpu", **said}
+    states = read_states({"zero_optimization": {"offload_optimizer": offload}}, SimpleNamespace(bf16=True, ema=None))
+    assert states.pin_memory == DeepSpeedZeroOffloadOptimizerConfig(**offload).pin_memory
+
+
 def test_pinned_memory_is_rounded_to_powers_of_two():
     pinned = replace(STATES, offloaded=1.0, pin_memory=True)
     rounding = compute_host_memory(SIZE, pinned, hardware(1), 0)["pinned memory's rounding"]
@@ -118,6 +127,12 @@ def test_what_heads_allocate_stands_beside_their_states():
     parts = compute_gpu_memory(SIZE, replace(COST, peak=Counter(dict.fromkeys(PARTS, 1e8))), STATES, hardware())
     assert all(parts[part] == 1e8 for part in PARTS)
     assert parts["head"] == 4 * (SIZE.head + SIZE.head_buffers) + 16 * SIZE.head
+
+
+@pytest.mark.parametrize(("scatters", "elements"), [(True, 2 * 200_000_000), (False, 200_000_000)])
+def test_a_reduce_bucket_is_copied_only_where_it_is_scattered(scatters, elements):
+    parts = gpu(replace(STATES, zero={**ZERO, "reduce_scatter": scatters}))
+    assert parts["reduce buckets"] == 2 * elements
 
 
 def test_averages_take_four_bytes_where_the_masters_are():

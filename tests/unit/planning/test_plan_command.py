@@ -19,6 +19,7 @@ from ds_seg.planning import fitting
 from ds_seg.planning.fitting import Room, apply_fit, choose_fit, measure_room, needs_fitting
 from ds_seg.planning.hardware import GIB, Hardware, place
 from ds_seg.planning.model_size import measure_model
+from ds_seg.planning.scaling import compute_scaling
 from ds_seg.planning.search import Planner
 from ds_seg.planning.step_costs import StepCosts
 
@@ -153,6 +154,12 @@ def test_a_sweep_draws_and_names_where_communication_takes_over(ds_seg_plan, tmp
     code, out = ds_seg_plan("--sweep", "8,512", "--chart", "chart")
     assert code == 0 and "communication-bound: as recommended from 512 GPUs on" in out
     assert (tmp_path / "chart").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_row_of_a_sweep_is_the_plan_of_that_world_on_nodes_of_eight(planner):
+    (row,) = compute_scaling(planner, Hardware(8, 1, 80.0), [64])
+    wanted = planner.recommend(Hardware(64, 8, 80.0))
+    assert row.kept.hardware == wanted.hardware and row.kept.hours == wanted.hours
 
 
 @pytest.mark.parametrize(

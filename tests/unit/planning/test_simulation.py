@@ -124,3 +124,11 @@ def test_dinov2s_keeps_what_was_measured(policy, measured_mib):
     run = build_run_config(RunOptions("camvid_dinov2s_full"), 1)
     kept = simulate_backbone(run.model, setting(policy, 2, crop=448, fused_norms=False)).kept.total()
     assert kept / 2**20 == pytest.approx(measured_mib, rel=0.1)
+
+
+def test_traces_are_shared_by_runs_of_one_backbone_alone():
+    known, flops = {}, []
+    for changes in ({}, {"model.backbone.pretrained": "other.pth"}, {"model.backbone.mlp_ratio": 2}):
+        run = build_run_config(RunOptions("demo", cfg_options=changes), 1)
+        flops.append(StepCosts(run, ["none"], known=known).of("none", 1).forward_flops)
+    assert flops[0] == flops[1] > flops[2] and len(known) == 2

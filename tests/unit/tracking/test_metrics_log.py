@@ -30,6 +30,12 @@ def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path):
     assert (tmp_path / "stopped.jsonl").read_bytes() == (tmp_path / "through.jsonl").read_bytes()
 
 
+def test_a_row_without_its_line_end_is_left_out_for_the_next_would_continue_its_line(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}')
+    log_steps(tmp_path / "metrics.jsonl", [3], resume_step=2)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 3]
+
+
 def test_an_evaluation_that_is_made_again_is_forgotten_alone(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     rows = [make_row(1), {"step": 1, "eval/mIoU": 0.1}, make_row(2), {"step": 2, "eval/mIoU": 0.2}]

@@ -149,6 +149,13 @@ def test_switched_off_it_leaves_no_trace(tmp_path, monkeypatch, how):
     assert list((tmp_path / "run").iterdir()) == []
 
 
+def test_a_login_in_netrc_counts_for_its_own_server(monkeypatch, tmp_path):
+    (tmp_path / "logins").write_text("machine wandb.example login user password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "logins"))
+    for host, known in (("wandb.example", True), ("other.example", False)):
+        assert wandb_run._has_credentials(wandb.Settings(base_url=f"https://{host}")) is known
+
+
 def test_online_without_a_key_records_offline_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     lines = []
