@@ -15,6 +15,7 @@ import ds_seg.data.camvid
 import ds_seg.data.demo_dataset
 import ds_seg.data.folders
 import ds_seg.data.transforms  # noqa: F401
+from ds_seg.config.build_errors import describe_build_error
 from ds_seg.data.image_lists import find_encoding_fault, list_images
 from ds_seg.data.pair_files import accept_large_images
 from ds_seg.data.pairing import count_suffixes, find_unpaired
@@ -81,7 +82,8 @@ def build_dataset(cfg: dict[str, Any], *, role: str, tolerate_missing: bool = Fa
     try:
         dataset = build_mmseg_dataset(own_cfg, None if role == "train" else {"test_mode": True})
     except (TypeError, ValueError, KeyError, AssertionError, AttributeError, OSError, NotImplementedError) as error:
-        raise ConfigError(f"{field} can't be built: {type(error).__name__}: {error}. Correct {field}.") from error
+        fault = describe_build_error(error, field, cfg)
+        raise ConfigError(f"{field} can't be built: {fault}. Correct {field}.") from error
     leaves = leaf_datasets(dataset)
     _raise_all(ConfigError, [fault for leaf in leaves for fault in _label_faults(leaf, field, role)])
     _raise_all(ConfigError, _mixture_faults(leaves, field))
