@@ -27,6 +27,8 @@ from mmseg.datasets import DATASETS, PIPELINES, CustomDataset  # isort: skip
 from mmseg.datasets import build_dataset as build_mmseg_dataset  # isort: skip
 
 _NAMED_AT_MOST = 5
+_NAMES = ("data_root", "img_dir", "ann_dir", "split", "img_suffix", "seg_map_suffix")
+"""What is text in a dataset's config, or a list of texts."""
 
 
 def build_datasets(sections: Mapping[str, Any], *, tolerant: Collection[str] = ()) -> dict[str, Dataset]:
@@ -144,6 +146,10 @@ def find_type_faults(cfg: dict[str, Any], field: str) -> list[str]:
     count = cfg.get("max_image_num")
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         faults.append(f"{field}.max_image_num: got {count!r}, want a number of images of at least 1. Or leave it out.")
+    for key in _NAMES:
+        for name in cfg[key] if isinstance(cfg.get(key), list | tuple) else [cfg.get(key)]:
+            if name is not None and not isinstance(name, str):
+                faults.append(f"{field}.{key}: got {name!r}, want text.")
     return faults + _pipeline_faults(cfg.get("pipeline") or [], f"{field}.pipeline")
 
 

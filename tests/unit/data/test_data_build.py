@@ -132,6 +132,12 @@ def test_argument_that_does_not_fit(make_cfg: MakeCfg) -> None:
             build_dataset(make_cfg(**changes), role="train")
 
 
+@pytest.mark.parametrize(("key", "value"), [("img_dir", 5), ("split", ["a.txt", 3]), ("img_suffix", True)])
+def test_a_folder_or_suffix_that_is_no_text(make_cfg: MakeCfg, key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"^data\.train\.{key}: got (5|3|True), want text\.$"):
+        build_dataset(make_cfg(**{key: value}), role="train")
+
+
 @pytest.mark.parametrize("pipeline", ["abc", 5, ["LoadImageFromFile"]])
 def test_a_pipeline_that_is_no_list_of_steps(make_cfg: MakeCfg, pipeline: Any) -> None:
     with pytest.raises(ConfigError, match=r"^data\.train\.pipeline: got .*, want a list of steps, such as \[dict"):
