@@ -15,6 +15,8 @@ from ds_seg.errors import ConfigError
 
 CONFIG_FILE = "config.py"
 """In the work dir: the config of the last run there."""
+_ONLY_AT_THE_START = ("load_from", "resume_from", "auto_resume")
+"""Keys that a resumed run does not read, or that tell it to resume."""
 _NAMED_AT_MOST = 8
 _LONGEST_VALUE = 40
 
@@ -25,8 +27,8 @@ def record_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest_config(config: Mapping[str, Any]) -> str:
-    """SHA-256 of what is kept of a config."""
-    return hashlib.sha256(_to_json(record_config(config)).encode()).hexdigest()
+    """SHA-256 of what makes a difference to a run that goes on."""
+    return hashlib.sha256(_to_json(_without_start(config)).encode()).hexdigest()
 
 
 def describe_changes(checkpoint: Path, run: RunConfig) -> str | None:
@@ -47,7 +49,7 @@ def describe_changes(checkpoint: Path, run: RunConfig) -> str | None:
         return f"{line}; {path} can't be read, so what has changed is not known"
     if digest_config(saved) != saved_digest:
         return f"{line}; {path} is of another run, so what has changed is not known"
-    then, now = (dict(_flatten(record_config(config))) for config in (saved, run.mmseg))
+    then, now = (dict(_flatten(_without_start(config))) for config in (saved, run.mmseg))
     changes = [
         f"{key} {_shorten(then.get(key))} -> {_shorten(now.get(key))}"
         for key in {**then, **now}
@@ -55,6 +57,10 @@ def describe_changes(checkpoint: Path, run: RunConfig) -> str | None:
     ]
     more = f", and {len(changes) - _NAMED_AT_MOST} more" if len(changes) > _NAMED_AT_MOST else ""
     return f"{line}: {', '.join(changes[:_NAMED_AT_MOST])}{more}. The run uses the new values"
+
+
+def _without_start(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record_config(config).items() if key not in _ONLY_AT_THE_START}
 
 
 def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

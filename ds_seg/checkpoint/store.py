@@ -93,7 +93,7 @@ def resolve_checkpoint(given: str) -> Path:
     """The checkpoint folder that a CHECKPOINT argument names: itself, or the newest of a work dir.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or the newest is not complete.
     """
     path = _follow(Path(given))
     if (path / MANIFEST).is_file():
@@ -101,7 +101,13 @@ def resolve_checkpoint(given: str) -> Path:
     for work_dir in (path, path.parent):
         complete = list_checkpoints(work_dir) if path.exists() else []
         if complete and path in (work_dir, checkpoints_folder(work_dir)):
-            return complete[-1]
+            newest = list_folders(work_dir)[-1]
+            if newest != complete[-1]:
+                raise CheckpointError(
+                    f"CHECKPOINT '{given}': the newest one there, {newest.name}, is damaged: {MANIFEST} is missing. "
+                    f"Name an older one, such as {complete[-1]}."
+                )
+            return newest
     state = "does not exist" if not path.exists() else "holds no complete checkpoint"
     raise CheckpointError(
         f"CHECKPOINT '{given}' {state}. Name a folder like WORK_DIR/checkpoints/step_000100, or a work dir with one."

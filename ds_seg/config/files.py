@@ -14,6 +14,7 @@ from ds_seg.config.faults import Faults, suggest
 from ds_seg.errors import ConfigError
 
 from mmcv import Config  # isort: skip
+from mmcv.utils import import_modules_from_strings  # isort: skip
 
 CONFIGS_ROOT = Path(__file__).resolve().parents[2] / "ds_configs"
 RUNS_FOLDER = CONFIGS_ROOT / "runs"
@@ -73,6 +74,10 @@ def read_config_file(path: Path, overrides: Mapping[str, Any]) -> Config:
     faults.raise_if_any()
     try:
         config.merge_from_dict(dict(overrides))
+        if any(key.partition(".")[0] == "custom_imports" for key in overrides):
+            import_modules_from_strings(**config.custom_imports)  # MMCV did so before there were overrides
+    except ImportError as error:
+        raise _explain_import("--cfg-options custom_imports", error) from error
     except (KeyError, TypeError, ValueError, AssertionError, IndexError, AttributeError) as error:
         raise ConfigError(f"--cfg-options {' '.join(overrides)} don't fit {path}: {error}") from error
     return config
@@ -105,15 +110,19 @@ def _read_with_bases(path: Path) -> tuple[Config, list[Path]]:
     except ConfigError:
         raise
     except ImportError as error:
-        cause = error if str(error) else error.__context__  # MMCV raises one without a text for custom_imports
-        raise ConfigError(
-            f"{_failing_line(path, error)} can't be read: {cause}. If that is a module of yours, put its folder on "
-            "PYTHONPATH: PYTHONPATH=. for the current one."
-        ) from error
+        raise _explain_import(_failing_line(path, error), error) from error
     except Exception as error:  # a config is Python code: it can raise anything
         raise ConfigError(f"{_failing_line(path, error)} can't be read: {type(error).__name__}: {error}") from error
     finally:
         Config._file2dict = staticmethod(read_file)
+
+
+def _explain_import(where: str, error: ImportError) -> ConfigError:
+    cause = error if str(error) else error.__context__  # MMCV raises one without a text for custom_imports
+    return ConfigError(
+        f"{where} can't be read: {cause}. If that is a module of yours, put its folder on PYTHONPATH: PYTHONPATH=. for "
+        "the current one."
+    )
 
 
 def _validate_content(file: Path) -> None:

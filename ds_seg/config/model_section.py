@@ -58,6 +58,12 @@ def _check_backbone(backbone: Mapping[str, Any], faults: Faults) -> None:
         faults.integer(f"model.backbone.{name}", backbone, 1, minimum=1)
     width = faults.integer("model.backbone.embed_dim", backbone, 3200, minimum=1)
     faults.number("model.backbone.mlp_ratio", backbone, 4.0, minimum=1 / width)
+    faults.number("model.backbone.drop_path_rate", backbone, 0.0, minimum=0.0)
+    if backbone.get("init_values") is not None:
+        faults.number("model.backbone.init_values", backbone, 0.0, minimum=0.0)
+    taps = backbone.get("out_indices", ())
+    if not isinstance(taps, (list, tuple)) or not all(isinstance(tap, int) for tap in taps):
+        faults.add("model.backbone.out_indices", f"got {taps!r}, want a list of block numbers, such as [47].")
     for name in _BACKBONE_FLAGS:
         faults.flag(f"model.backbone.{name}", backbone, False)
 

@@ -147,7 +147,7 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
         ConfigError: with every fault that was found.
     """
     path = resolve_config_path(options.config)
-    config = read_config_file(path, options.cfg_options)
+    config = read_config_file(path, {**options.cfg_options, **_as_config_keys(options)})
     faults = Faults(str(path))
     _require_sections(config, faults)
     validate_model(config.model, faults)
@@ -158,7 +158,7 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
     )
     log_interval_steps, wandb, ignored_loggers = read_log_config(config.get("log_config"), faults)
     ema, ignored_hooks = read_custom_hooks(config.get("custom_hooks"), faults)
-    switches = _read_switches(options, config, faults)
+    switches = _read_switches(config, faults)
     deepspeed_path, ignored_json = choose_deepspeed_json(options.deepspeed_config, config, faults)
     deepspeed = resolve_deepspeed(
         load_deepspeed_json(deepspeed_path),
@@ -186,7 +186,7 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
         schedule=schedule,
         clip_norm=clip_norm,
         max_skipped_steps=faults.integer("max_skipped_steps", config, 5, minimum=1),
-        max_rollbacks=_read_max_rollbacks(options, config, faults),
+        max_rollbacks=_read_max_rollbacks(config, faults),
         max_bad_samples=faults.integer("data.max_bad_samples", config.data, 0, minimum=0),
         log_interval_steps=log_interval_steps,
         evaluation=read_evaluation(config.get("evaluation"), schedule.max_steps, faults),
@@ -195,7 +195,7 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
         ),
         ema=ema,
         wandb=wandb,
-        load_from=options.load_from or next(filter(None, _list_weights(config, faults)), None),
+        load_from=next(filter(None, _list_weights(config, faults)), None),
         resume=options.resume or _read_resume(config, faults),
         max_time_s=read_max_time(options.max_time, faults),
         watchdog_timeout_s=read_watchdog_timeout(options.watchdog_timeout_s, faults),
@@ -215,22 +215,33 @@ def _require_sections(config: Config, faults: Faults) -> None:
     faults.raise_if_any()
 
 
+def _as_config_keys(options: RunOptions) -> dict[str, Any]:
+    """Options that a config has a key for, so that the config in the work dir repeats the run without them."""
+    said = {
+        "seed": options.seed,
+        "load_from": options.load_from,
+        "on_divergence": options.on_divergence,
+        "compile": options.compile or None,
+    }
+    return {key: value for key, value in said.items() if value is not None}
+
+
 def _read_seed(options: RunOptions, config: Config, faults: Faults) -> int:
     if options.seed is None:
         return faults.integer("seed", config, 0, minimum=0)
     return faults.integer("--seed", {"--seed": options.seed}, 0, minimum=0)
 
 
-def _read_switches(options: RunOptions, config: Config, faults: Faults) -> dict[str, bool]:
+def _read_switches(config: Config, faults: Faults) -> dict[str, bool]:
     return {
         "check_data": faults.flag("check_data", config, True),
         "find_unused_parameters": faults.flag("find_unused_parameters", config, False),
-        "compile": faults.flag("compile", config, False) or options.compile,
+        "compile": faults.flag("compile", config, False),
     }
 
 
-def _read_max_rollbacks(options: RunOptions, config: Config, faults: Faults) -> int:
-    wanted = options.on_divergence or config.get("on_divergence", "stop")
+def _read_max_rollbacks(config: Config, faults: Faults) -> int:
+    wanted = config.get("on_divergence", "stop")
     if wanted not in ("stop", "rollback"):
         faults.add("on_divergence", f"got {wanted!r}, want 'stop' or 'rollback'.")
     most = faults.integer("max_rollbacks", config, 3, minimum=1)

@@ -15,6 +15,7 @@ import ds_seg.data.camvid
 import ds_seg.data.demo_dataset
 import ds_seg.data.folders
 import ds_seg.data.transforms  # noqa: F401
+from ds_seg.config.build_errors import describe_build_error
 from ds_seg.data.image_lists import find_encoding_fault, list_images
 from ds_seg.data.pair_files import accept_large_images
 from ds_seg.data.pairing import count_suffixes, find_unpaired
@@ -26,6 +27,8 @@ from mmseg.datasets import DATASETS, PIPELINES, CustomDataset  # isort: skip
 from mmseg.datasets import build_dataset as build_mmseg_dataset  # isort: skip
 
 _NAMED_AT_MOST = 5
+_NAMES = ("data_root", "img_dir", "ann_dir", "split", "img_suffix", "seg_map_suffix")
+"""What is text in a dataset's config, or a list of texts."""
 
 
 def build_datasets(sections: Mapping[str, Any], *, tolerant: Collection[str] = ()) -> dict[str, Dataset]:
@@ -81,7 +84,8 @@ def build_dataset(cfg: dict[str, Any], *, role: str, tolerate_missing: bool = Fa
     try:
         dataset = build_mmseg_dataset(own_cfg, None if role == "train" else {"test_mode": True})
     except (TypeError, ValueError, KeyError, AssertionError, AttributeError, OSError, NotImplementedError) as error:
-        raise ConfigError(f"{field} can't be built: {type(error).__name__}: {error}. Correct {field}.") from error
+        fault = describe_build_error(error, field, cfg)
+        raise ConfigError(f"{field} can't be built: {fault}. Correct {field}.") from error
     leaves = leaf_datasets(dataset)
     _raise_all(ConfigError, [fault for leaf in leaves for fault in _label_faults(leaf, field, role)])
     _raise_all(ConfigError, _mixture_faults(leaves, field))
@@ -142,6 +146,10 @@ def find_type_faults(cfg: dict[str, Any], field: str) -> list[str]:
     count = cfg.get("max_image_num")
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         faults.append(f"{field}.max_image_num: got {count!r}, want a number of images of at least 1. Or leave it out.")
+    for key in _NAMES:
+        for name in cfg[key] if isinstance(cfg.get(key), list | tuple) else [cfg.get(key)]:
+            if name is not None and not isinstance(name, str):
+                faults.append(f"{field}.{key}: got {name!r}, want text.")
     return faults + _pipeline_faults(cfg.get("pipeline") or [], f"{field}.pipeline")
 
 

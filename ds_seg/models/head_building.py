@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import ds_seg.models.pixel_accuracy  # before a head is built
 import ds_seg.models.unlabelled  # before a loss is built
 import ds_seg.openmmlab  # noqa: F401  (before mmseg)
+from ds_seg.config.build_errors import describe_build_error
 from ds_seg.errors import ConfigError
 from ds_seg.models.imagewise_losses import compute_losses_by_image
 from ds_seg.models.sync_batchnorm import SyncBatchNorm
@@ -49,7 +49,7 @@ def build_one_head(field: str, cfg: Mapping[str, Any], *, after_another: bool, i
         raise ConfigError(f"{field}: {error}") from error
     except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{field} can't be built: {describe_error(error)}. Correct it in the model config."
+            f"{field} can't be built: {describe_build_error(error, field, cfg)}. Correct it in the model config."
         ) from error
     if isinstance(head, BaseCascadeDecodeHead) != after_another:
         place = "follow another head" if after_another else "stand first or alone"
@@ -73,16 +73,6 @@ def synchronise_norms(module: nn.Module) -> None:
             setattr(module, name, norm)
         else:
             synchronise_norms(child)
-
-
-def describe_error(error: Exception) -> str:
-    """What an exception says, or the assertion that failed where it says nothing, as many in MMSegmentation."""
-    text = " ".join(str(error).split()).rstrip(".")
-    if isinstance(error, AssertionError):
-        origin = error.__context__ or error  # mmcv wraps what a constructor raises, its class's name in front
-        failed = traceback.extract_tb(origin.__traceback__)[-1].line or ""
-        return text if str(origin) else f"{text} {failed}".strip()
-    return f"{type(error).__name__}: {text}"
 
 
 def _initialise(head: nn.Module) -> None:

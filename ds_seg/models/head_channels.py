@@ -27,7 +27,9 @@ def validate_head_channels(model_cfg: Mapping[str, Any], backbone_out_channels: 
 
 def _find_fault(field: str, cfg: Mapping[str, Any], backbone_out_channels: Sequence[int]) -> str | None:
     in_index = cfg.get("in_index", -1)
-    indices = [in_index] if isinstance(in_index, int) else list(in_index)
+    indices = in_index if isinstance(in_index, (list, tuple)) else [in_index]
+    if not all(isinstance(index, int) for index in indices):
+        return f"{field}.in_index is {in_index!r}, but must be the number of a map, or a list of them"
     count = len(backbone_out_channels)
     outside = [i for i in indices if not -count <= i < count]
     if outside:

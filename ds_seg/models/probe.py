@@ -14,10 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import ds_seg.openmmlab  # noqa: F401  (before mmseg)
+from ds_seg.config.build_errors import describe_error
 from ds_seg.config.head_fields import HeadField, auxiliary_head_fields, decode_head_fields
 from ds_seg.errors import ConfigError
 from ds_seg.models.cascade import HeadCascade
-from ds_seg.models.head_building import describe_error
 from ds_seg.models.heads import SegmentationHeads, list_losses
 
 from mmseg.models.decode_heads import STDCHead  # isort: skip

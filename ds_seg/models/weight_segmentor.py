@@ -241,7 +241,7 @@ def _write_heads(heads: nn.Module, sources: dict[str, str], files: WeightFiles |
     not_finite = []
     state = heads.state_dict()
     for name, source in sources.items():
-        value = torch.empty_like(state[name], device=distributed.device())
+        value = torch.empty_like(state[name], device=distributed.device() if distributed.world_size() > 1 else None)
         if files is not None:
             value.copy_(files.read(source))
             if not is_finite(value):

@@ -10,9 +10,9 @@ from functools import cached_property, partial
 import torch
 
 from ds_seg.config import RunConfig
+from ds_seg.config.build_errors import describe_error
 from ds_seg.errors import ConfigError
 from ds_seg.models.checkpointing import POLICIES
-from ds_seg.models.head_building import describe_error
 from ds_seg.planning.hardware import find_host_ms
 from ds_seg.planning.simulation import Parts, StepSetting, Trace, extrapolate, simulate_backbone, simulate_heads
 

@@ -43,6 +43,17 @@ def test_changes_are_named_with_both_values(saved, tmp_path):
     )
 
 
+def test_the_config_in_a_work_dir_holds_what_options_said(tmp_path):
+    options = {"seed": 7, "load_from": "some.pth", "on_divergence": "rollback", "compile": True}
+    open_work_dir(build_run_config(RunOptions("demo", work_dir=str(tmp_path), **options), 2), TrainingState(), None)
+    again = build_run_config(RunOptions(str(tmp_path / CONFIG_FILE)), 2)
+    assert (again.seed, again.load_from, again.max_rollbacks, again.compile) == (7, "some.pth", 3, True)
+
+
+def test_weights_to_start_from_are_nothing_to_talk_of(saved, tmp_path):
+    assert describe_changes(saved, run_in(tmp_path, load_from="some.pth")) is None
+
+
 def test_a_long_list_is_cut(saved, tmp_path):
     changes = {f"model.backbone.{key}": "x" * 99 for key in "abcdefghijkl"}
     text = describe_changes(saved, run_in(tmp_path, **changes))

@@ -105,6 +105,14 @@ def test_a_checkpoint_argument_is_a_checkpoint_or_a_folder_that_holds_some(tmp_p
     assert resolve_checkpoint(str(checkpoints_folder(tmp_path))) == newest
 
 
+def test_an_older_checkpoint_does_not_stand_in_for_a_damaged_one(tmp_path):
+    first = make(tmp_path, "step_000010")
+    make(tmp_path, "step_000020", complete=False)
+    with pytest.raises(CheckpointError, match=rf"step_000020, is damaged: .* is missing\. Name .*, such as {first}\."):
+        resolve_checkpoint(str(tmp_path))
+    assert resolve_checkpoint(str(first)) == first
+
+
 def test_a_work_dir_stands_for_its_checkpoint_also_with_weights_in_it(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"x")
     assert resolve_weights(str(tmp_path)) == tmp_path

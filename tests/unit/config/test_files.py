@@ -1,5 +1,7 @@
 """How config files and their bases are read."""
 
+import sys
+
 import pytest
 
 from ds_seg.config import CONFIGS_ROOT, read_config_file
@@ -51,6 +53,16 @@ def test_a_module_that_is_not_found_is_named(tmp_path, text):
         ConfigError, match=r"mine\.py.*: No module named 'no_such_module'.*PYTHONPATH=\. for the current"
     ):
         read_config_file(write(tmp_path, "mine.py", DEMO + text), {})
+
+
+def test_modules_of_the_command_line_are_imported(tmp_path, monkeypatch):
+    path, key = write(tmp_path, "mine.py", DEMO), "custom_imports.imports"
+    with pytest.raises(ConfigError, match=r"^--cfg-options custom_imports can't be read: No module named 'from_there'"):
+        read_config_file(path, {key: ["from_there"]})
+    write(tmp_path, "from_there.py", "")
+    monkeypatch.syspath_prepend(tmp_path)
+    read_config_file(path, {key: ["from_there"]})
+    assert sys.modules.pop("from_there").__file__ == str(tmp_path / "from_there.py")
 
 
 def test_bases_in_a_circle_are_named(tmp_path):

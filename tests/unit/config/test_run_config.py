@@ -127,6 +127,9 @@ def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
         (["model.type=Segmentor"], r"model\.type: got 'Segmentor', want 'EncoderDecoder' or 'Cascade"),
         (["global_batch=0"], r"global_batch: got 0, want a whole number of at least 1"),
         (["model.backbone=None"], r"model\.backbone: missing"),
+        (["model.backbone.out_indices=3"], r"model\.backbone\.out_indices: got 3, want a list of block numbers"),
+        (["model.backbone.init_values=small"], r"model\.backbone\.init_values: got 'small', want a number"),
+        (["model.backbone.drop_path_rate=-1"], r"model\.backbone\.drop_path_rate: got -1, want at least 0"),
         (
             ["model.decode_head.num_classes=0"],
             r"model\.decode_head\.num_classes: got 0, want a whole number of at least 1",

@@ -37,6 +37,7 @@ def test_fitting_channels_pass(head):
                 "decode_head.in_channels=8 and channels",
             ],
         ),
+        ({"decode_head": {**FCN, "in_index": "a"}}, [r"model.decode_head.in_index is 'a', but must be the number of"]),
         ({"decode_head": {**FCN, "in_index": 2}}, [r"model.decode_head.in_index names map 2, but .* puts out 2"]),
         (
             {"decode_head": {**FCN, "in_channels": [8, 4], "in_index": [0, 1], "input_transform": "resize_concat"}},

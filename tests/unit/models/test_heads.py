@@ -108,12 +108,22 @@ def test_a_list_of_losses_is_summed_over_means():
         ({"decode_head": {**FCN, "type": "DPTHead"}}, "model.decode_head.type is DPTHead.*class token.*Choose another"),
         ({"decode_head": {**FCN, "in_index": [1]}}, "decode_head can't be built: FCNHead: assert isinstance.in_index"),
         ({"decode_head": FCN, "neck": {"type": "FPN"}}, "model.neck is not supported.*with_fpn=True"),
-        ({"decode_head": {**FCN, "type": "NoHead"}}, "model.decode_head can't be built: .*NoHead"),
+        (
+            {"decode_head": {**FCN, "type": "FCNHed"}},
+            r"model.decode_head can't be built: model\.decode_head\.type: got 'FCNHed', .* Did you mean 'FCNHead'\?",
+        ),
+        (
+            {"decode_head": {**FCN, "loss_decode": [{"loss_weight": 2}]}},
+            r"decode_head can't be built: model\.decode_head\.loss_decode\[0\]: got .*, which has no `type`",
+        ),
         (
             {"decode_head": {**FCN, "loss_decode": {"type": "CrossEntropyLoss", "class_weight": "absent.npy"}}},
             r"model.decode_head can't be built: FileNotFoundError: .*absent\.npy",
         ),
-        ({"decode_head": {**FCN, "colour": 1}}, "model.decode_head can't be built: .*colour"),
+        (
+            {"decode_head": {**FCN, "in_chanels": 1}},
+            r"model.decode_head can't be built: model\.decode_head\.in_chanels: unknown key\. .* 'in_channels'\?",
+        ),
         (
             {"decode_head": FCN, "auxiliary_head": [{**FCN, "channels": 4}]},
             r"auxiliary_head\[0\] can't be .*got 8 and 4",
