@@ -240,8 +240,9 @@ def _write_heads(heads: nn.Module, sources: dict[str, str], files: WeightFiles |
     """Rank 0 reads, and names what is not finite; every rank gets one tensor at a time."""
     not_finite = []
     state = heads.state_dict()
+    device = distributed.device() if distributed.world_size() > 1 else None  # only DeepSpeed knows it
     for name, source in sources.items():
-        value = torch.empty_like(state[name], device=distributed.device() if distributed.world_size() > 1 else None)
+        value = torch.empty_like(state[name], device=device)
         if files is not None:
             value.copy_(files.read(source))
             if not is_finite(value):
