@@ -23,8 +23,6 @@ class StepCost:
 
     peak: Parts
     """Bytes by part at the highest moment of forward and backward."""
-    kept_bytes: float
-    """Of the backbone, between forward and backward."""
     forward_flops: float
     """Of the backbone."""
     backbone_flops: float
@@ -87,7 +85,6 @@ class StepCosts:
             heads = _find(self._simulate_heads, self.smallest_alone, micro_batch)
         return StepCost(
             max(backbone.kept + heads.peak, backbone.peak, key=Parts.total) + self._count_batch(micro_batch),
-            backbone.kept.total(),
             backbone.flops["forward"],
             backbone.flops["all"],
             heads.flops["all"],

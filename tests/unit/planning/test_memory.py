@@ -34,7 +34,7 @@ ZERO = {
     "stage3_max_reuse_distance": 0,
 }
 STATES = States(bf16=True, offloaded=0.0, pin_memory=False, ema=False, zero=ZERO)
-COST = StepCost(Counter({"activations": 4e8, "logits and loss": 5e8}), 4e8, 16.34e12, 65.4e12, 4e9, 2.0)
+COST = StepCost(Counter({"activations": 4e8, "logits and loss": 5e8}), 16.34e12, 65.4e12, 4e9, 2.0)
 ON_GPU = ("parameters", "gradients", "master", "moments")
 
 
