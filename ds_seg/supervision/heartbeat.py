@@ -18,6 +18,8 @@ from ds_seg.supervision import progress, stop
 from ds_seg.supervision.stacks import describe_main_thread
 
 _STOP, _VERDICT, _SEEN = "ds_seg/stop", "ds_seg/verdict", "ds_seg/verdict_seen"
+_LAST_BEAT_S = 5.0
+"""For a store that answers no more."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,10 @@ class Heartbeat:
         self._wake.set()
 
     def close(self) -> None:
-        """Stop beating, after a last beat."""
+        """Stop beating, after a last beat: a thread inside the store's C++ aborts a Python that ends meanwhile."""
         self._closed.set()
         self.wake()
+        self._thread.join(_LAST_BEAT_S)
 
     def announce(self, verdict: str) -> None:
         """Tell all ranks what was found; for rank 0."""
