@@ -101,7 +101,7 @@ def load_weights(
         log: gets the report of what was loaded.
 
     Returns:
-        What a backbone in bf16 has rounded, in FP32: read again as it is asked for, by all ranks alike.
+        What trained parameters in bf16 have rounded, in FP32: read again as it is asked for, by all ranks alike.
     """
     path = distributed.agree(lambda: resolve_weights(source))
     if not is_weight_path(path):

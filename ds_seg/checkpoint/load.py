@@ -110,14 +110,15 @@ def load_weights_from_checkpoint(
 
 
 def stream_saved_values(folder: Path, backbone: nn.Module) -> Iterator[Stretch]:
-    """The weights that `load_weights_from_checkpoint` has loaded, in FP32; a collective at each step.
+    """The trained weights that `load_weights_from_checkpoint` has loaded, in FP32; a collective at each step.
 
     Args:
         folder: the same checkpoint.
         backbone: the same backbone, partitioned.
     """
     saved = SavedBackbone(folder, read_state(folder)) if distributed.is_main() else None
-    for name, parameter in backbone.named_parameters():
+    trained = ((name, parameter) for name, parameter in backbone.named_parameters() if parameter.requires_grad)
+    for name, parameter in trained:
         values = torch.empty(parameter.ds_numel, dtype=torch.float32, device=distributed.device())
         if saved is not None:
             values.copy_(saved.read(name).flatten())

@@ -84,13 +84,13 @@ class Engines:
         """Give FP32 masters the values that the weights of the backbone were rounded from.
 
         Args:
-            stretches: parts of parameters, the same on every rank; those of frozen parameters are left out.
+            stretches: parts of trained parameters, the same on every rank.
         """
         parameters = dict(self.backbone.module.named_parameters())
         for name, start, values in stretches:
             first, stop = own_stretch(parameters[name])
             begin, end = max(first, start), min(stop, start + values.numel())
-            if begin < end and parameters[name].requires_grad:
+            if begin < end:
                 master = local_master(parameters[name])
                 master[begin - first : end - first].copy_(values[begin - start : end - start])
 

@@ -95,15 +95,16 @@ def load_backbone_weights(
 
 
 def stream_rounded(backbone: nn.Module, report: WeightReport) -> Iterator[Stretch]:
-    """Read what the backbone had to round once more, now in FP32; a collective at each step.
+    """Read what trained parameters had to round once more, now in FP32; a collective at each step.
 
     Args:
         backbone: that was loaded, partitioned or not.
         report: of `load_backbone_weights`.
     """
-    shapes = {name: _shape_of(parameter) for name, parameter in backbone.named_parameters()}
+    shapes = {name: _shape_of(parameter) for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    writes = [write for write in report.rounded if write.target in shapes]
     files = distributed.agree(lambda: WeightFiles(Path(report.file)) if distributed.is_main() else None)
-    return stream_values(shapes, report.rounded, files, progress=distributed.is_main())
+    return stream_values(shapes, writes, files, progress=distributed.is_main())
 
 
 def validate_finite(path: str | Path, not_finite: Sequence[str]) -> None:

@@ -103,3 +103,8 @@ def test_fp32_masters_start_from_all_the_bits_of_a_file(ranks):
         got = rank["check_masters"]
         assert len(got) == 8
         assert set(got.values()) == {0.0}
+
+
+def test_what_is_frozen_is_read_once(ranks):
+    for rank in ranks:
+        assert rank["check_frozen_are_read_once"] == [["pos_embed"], ["pos_embed"]]

@@ -24,11 +24,12 @@ from ds_seg.commands import add_commands
 from ds_seg.config import CONFIGS_ROOT, RunOptions, build_run_config
 from ds_seg.data.demo_scenes import write_demo_dataset
 from ds_seg.data.opening import open_datasets
+from ds_seg.engine.engines import build_modules
 from ds_seg.errors import WeightsError
 from ds_seg.models import InternViT, build_heads, load_backbone_weights
 from ds_seg.models.backbone_building import build_backbone
 from ds_seg.models.weight_segmentor import load_segmentor_weights
-from ds_seg.session import Evaluator, build_engines
+from ds_seg.session import Evaluator, build_engines, load_weights
 from recipe import SIDE_PX, Recipe
 from sharded import build_run
 
@@ -181,6 +182,17 @@ def check_masters() -> dict:
     engines = build_engines(run, training=True, weights=str(folder), log=lambda _: None)
     report["checkpoint"] = far_from_masters(engines, source)
     return report
+
+
+def check_frozen_are_read_once() -> list:
+    """Parameters that a second reading gives, of a weight file and of a checkpoint."""
+    part = build_run(Recipe(bf16=True), 2, freeze_vit=True, unfreeze_pos_embed=True)
+    read = []
+    for weights in (OUT / "torch.float32.pth", OUT / "masters"):
+        modules = build_modules(part)
+        exact = load_weights(part, *modules, str(weights), training=True, log=lambda _: None)
+        read.append([stretch.target for stretch in exact])
+    return read
 
 
 def run_command(*argv: object) -> None:
