@@ -56,8 +56,7 @@ def build_engine(run: RunConfig, *, ours: bool, layer_decay: bool) -> deepspeed.
     settings = run.optimizer if layer_decay else dataclasses.replace(run.optimizer, layer_decay_rate=1.0)
     backbone, _ = build_modules(run)
     set_z3_leaf_modules(backbone, [Block])
-    named = [(f"backbone.{name}", parameter) for name, parameter in backbone.named_parameters()]
-    groups = build_param_groups(named, len(backbone.blocks), settings)
+    groups = build_param_groups(backbone.named_modules(prefix="backbone"), len(backbone.blocks), settings)
     optimizer = build_backbone_adamw(groups, settings, offloaded=False) if ours else build_adamw(groups, settings)
     engine, *_ = deepspeed.initialize(
         model=backbone, optimizer=optimizer, config=run.deepspeed, dist_init_required=False

@@ -28,7 +28,6 @@ from ds_seg.config import RunConfig
 from ds_seg.data.training_batches import MicroBatch
 from ds_seg.engine.engines import Engines, build_adamw, build_modules
 from ds_seg.engine.groups import build_param_groups
-from ds_seg.engine.schedule import compute_lr
 from ds_seg.engine.step import TwoEngineStep, noise_seed, total_loss
 from ds_seg.models.compilation import compile_blocks
 from ds_seg.models.heads import build_heads
@@ -84,14 +83,14 @@ def build_fsdp2(run: RunConfig) -> Step:
     for block in backbone.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(backbone, mesh=mesh, mp_policy=policy)
-    return PlainStep(run, backbone, dict(backbone.named_parameters()))
+    return PlainStep(run, backbone, backbone)
 
 
 def build_ddp(run: RunConfig) -> Step:
     """DDP over the whole model, its FP32 backbone under bf16 autocast."""
     backbone = _build_backbone(run)
     wrapped = DistributedDataParallel(backbone, device_ids=_device_ids(), gradient_as_bucket_view=True)
-    return PlainStep(run, wrapped, dict(backbone.named_parameters()), autocast=True)
+    return PlainStep(run, wrapped, backbone, autocast=True)
 
 
 class PlainStep:
@@ -100,24 +99,21 @@ class PlainStep:
     Args:
         run: the run.
         backbone: on its device, wrapped.
-        masters: the FP32 parameters that AdamW updates, by their names in the backbone.
+        masters: the same without what wraps it: the module whose FP32 parameters AdamW updates.
         autocast: whether the backbone computes under bf16 autocast, not in bf16 parameters.
     """
 
-    def __init__(
-        self, run: RunConfig, backbone: nn.Module, masters: dict[str, nn.Parameter], *, autocast: bool = False
-    ) -> None:
+    def __init__(self, run: RunConfig, backbone: nn.Module, masters: nn.Module, *, autocast: bool = False) -> None:
         self.run, self.device, self.backbone, self.autocast = run, distributed.device(), backbone, autocast
         torch.manual_seed(run.seed)
         heads = build_heads(run.model).to(self.device)
         self.heads = DistributedDataParallel(heads, device_ids=_device_ids())
-        self.masters = list(masters.values())
+        self.masters = list(masters.parameters())
         self.head_parameters = list(heads.parameters())
         depth = int(run.model.backbone.depth)
-        named = ((f"backbone.{name}", parameter) for name, parameter in masters.items())
         self.optimizers = [
-            build_adamw(build_param_groups(parameters, depth, run.optimizer), run.optimizer)
-            for parameters in (named, heads.named_parameters())
+            build_adamw(build_param_groups(modules, depth, run.optimizer), run.optimizer)
+            for modules in (masters.named_modules(prefix="backbone"), heads.named_modules())
         ]
         self.timed: Timed = {
             "forward": [(self.backbone, "forward"), (self.heads, "forward")],
@@ -128,8 +124,7 @@ class PlainStep:
     def __call__(self, index: int, batch: MicroBatch) -> tuple[float, float]:
         """Train on one global batch; a collective."""
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = compute_lr(group["base_lr"], index, self.run.schedule)
+            self.run.schedule.set_rates(optimizer.param_groups, index)
         loss = self._forward_backward(batch)
         masters_norm = self._norm(self.masters)
         mean_loss = distributed.reduce_sum(loss / self.run.world_size).item()

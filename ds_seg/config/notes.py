@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ds_seg.config.sections import ScheduleSettings
+from ds_seg.config.schedule import ScheduleSettings
 
 KEPT_CHECKPOINTS = 2
 """Where checkpoint_config.max_keep_ckpts is not set."""

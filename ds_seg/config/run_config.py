@@ -15,20 +15,12 @@ from ds_seg.config.deepspeed_json import load_deepspeed_json, resolve_deepspeed,
 from ds_seg.config.dialect import choose_deepspeed_json, find_ignored
 from ds_seg.config.faults import Faults
 from ds_seg.config.files import read_config_file, resolve_config_path
+from ds_seg.config.hooks import EmaSettings, WandbSettings, read_custom_hooks, read_log_config
 from ds_seg.config.intervals import CheckpointSettings, EvaluationSettings, read_checkpoints, read_evaluation
 from ds_seg.config.limits import read_max_time, read_watchdog_timeout
 from ds_seg.config.model_section import validate_model
-from ds_seg.config.sections import (
-    EmaSettings,
-    OptimizerSettings,
-    ScheduleSettings,
-    WandbSettings,
-    read_custom_hooks,
-    read_log_config,
-    read_optimizer,
-    read_optimizer_config,
-    read_schedule,
-)
+from ds_seg.config.optimizer import OptimizerSettings, read_optimizer, read_optimizer_config
+from ds_seg.config.schedule import ScheduleSettings, read_schedule
 from ds_seg.config.zero_sizes import DEFAULT_LIVE_BYTES, find_auto_sizes, settle_zero_sizes
 
 from mmcv import Config  # isort: skip

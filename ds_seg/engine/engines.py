@@ -49,7 +49,7 @@ class Engines:
         self.trainable_backbone = [p for p in backbone.parameters() if p.requires_grad] if training else []
         self.backbone = _wrap_backbone(backbone, self.depth, run, optimize=bool(self.trainable_backbone))
         self.heads = heads.to(self.device)
-        groups = build_param_groups(self.heads.named_parameters(), self.depth, run.optimizer)
+        groups = build_param_groups(self.heads.named_modules(), self.depth, run.optimizer)
         self.head_optimizer = build_adamw(groups, run.optimizer)
         if training:
             self.heads_ddp = DistributedDataParallel(
@@ -142,8 +142,7 @@ def _wrap_backbone(backbone: nn.Module, depth: int, run: RunConfig, *, optimize:
         compile_blocks(backbone)
     optimizer = None
     if optimize:
-        named = ((f"backbone.{name}", parameter) for name, parameter in backbone.named_parameters())
-        groups = build_param_groups(named, depth, run.optimizer)
+        groups = build_param_groups(backbone.named_modules(prefix="backbone"), depth, run.optimizer)
         optimizer = build_backbone_adamw(groups, run.optimizer, offloaded=offloaded_share(run.deepspeed) > 0)
     _import_muon_as_it_is()
     config = suit_device(run.deepspeed, distributed.device().type)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from prettytable import PrettyTable
 from torch import nn
 
-from ds_seg.config import OptimizerSettings
+import ds_seg.openmmlab  # noqa: F401
+from ds_seg.config import KindMultipliers, OptimizerSettings
 from ds_seg.config.faults import suggest
 
+from mmcv.utils import _BatchNorm, _InstanceNorm  # isort: skip
+
 EMBEDDINGS = ("cls_token", "pos_embed")
+_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
 
 
@@ -44,7 +48,9 @@ def layer_id(name: str, depth: int) -> int:
     return int(block.group(1)) + 1 if block else depth + 1
 
 
-def group_key(name: str, parameter: nn.Parameter, depth: int, settings: OptimizerSettings) -> GroupKey:
+def group_key(
+    name: str, parameter: nn.Parameter, owner: nn.Module, depth: int, settings: OptimizerSettings
+) -> GroupKey:
     """The rate factor and weight decay of one parameter.
 
     With layer-wise decay, vectors (biases, norms, LayerScale) are never decayed, `cls_token` and `pos_embed` only when
@@ -52,26 +58,43 @@ def group_key(name: str, parameter: nn.Parameter, depth: int, settings: Optimize
     own idea of the shape counts.
     """
     shape = getattr(parameter, "ds_shape", parameter.shape)
+    attribute = name.rpartition(".")[2]
     lr_scale, weight_decay = 1.0, settings.weight_decay
     if settings.layer_decay_rate is not None:
         lr_scale = settings.layer_decay_rate ** (depth + 1 - layer_id(name, depth))
-        is_embedding = name.rpartition(".")[2] in EMBEDDINGS
-        if len(shape) <= 1 or (is_embedding and not settings.decay_embeddings):
+        if len(shape) <= 1 or (attribute in EMBEDDINGS and not settings.decay_embeddings):
             weight_decay = 0.0
     matching = [key for key in settings.multipliers if key in name]
     if matching:
         lr_mult, decay_mult = settings.multipliers[min(matching, key=lambda key: (-len(key), key))]
-        lr_scale, weight_decay = lr_scale * lr_mult, weight_decay * decay_mult
-    return GroupKey(lr_scale, weight_decay)
+    else:
+        lr_mult, decay_mult = multipliers_of_kind(attribute, owner, settings.kinds)
+    return GroupKey(lr_scale * lr_mult, weight_decay * decay_mult)
+
+
+def multipliers_of_kind(attribute: str, owner: nn.Module, kinds: KindMultipliers) -> tuple[float, float]:
+    """The factors of the rate and of the weight decay that a parameter gets for what it is.
+
+    Source: mmcv 1.7 `mmcv/runner/optimizer/default_constructor.py`; RMSNorm counts as a norm too.
+    """
+    is_norm = isinstance(owner, _NORMS)
+    is_bias = attribute == "bias" and not is_norm
+    if is_norm:
+        decay_mult = kinds.norm_decay_mult
+    elif isinstance(owner, nn.Conv2d) and owner.in_channels == owner.groups:
+        decay_mult = kinds.dwconv_decay_mult
+    else:
+        decay_mult = kinds.bias_decay_mult if is_bias else 1.0
+    return kinds.bias_lr_mult if is_bias else 1.0, decay_mult
 
 
 def build_param_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], depth: int, settings: OptimizerSettings
+    named_modules: Iterable[tuple[str, nn.Module]], depth: int, settings: OptimizerSettings
 ) -> list[dict[str, Any]]:
     """AdamW parameter groups of everything that is trainable.
 
     Args:
-        named_parameters: full names and parameters of one engine.
+        named_modules: all modules of one engine with their full names, as `named_modules(prefix=...)` gives them.
         depth: number of the backbone's blocks.
         settings: rates and decays.
 
@@ -80,10 +103,8 @@ def build_param_groups(
         (before the schedule), `layers` (a description) and `names` (of `params`) beside torch's own keys.
     """
     groups: dict[GroupKey, dict[str, Any]] = {}
-    for name, parameter in named_parameters:
-        if not parameter.requires_grad:
-            continue
-        key = group_key(name, parameter, depth, settings)
+    for name, parameter, owner in _list_trainable(named_modules):
+        key = group_key(name, parameter, owner, depth, settings)
         base_lr = settings.lr * key.lr_scale
         group = groups.setdefault(
             key,
@@ -100,6 +121,16 @@ def build_param_groups(
     for group in groups.values():
         group["layers"] = describe_layers(group["names"], depth)
     return list(groups.values())
+
+
+def _list_trainable(named_modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
+    """Name, parameter and the module that has it; a shared one once."""
+    seen = set()
+    for prefix, owner in named_modules:
+        for name, parameter in owner.named_parameters(prefix, recurse=False):
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
+                yield name, parameter, owner
 
 
 def find_idle_multipliers(names: Iterable[str], settings: OptimizerSettings) -> list[str]:

@@ -23,7 +23,6 @@ from ds_seg.engine.gradients import (
     step_scaled,
 )
 from ds_seg.engine.precision import validate_head_gradients
-from ds_seg.engine.schedule import compute_lr
 from ds_seg.models.heads import list_losses
 from ds_seg.supervision.progress import SLOW, enter_phase
 
@@ -62,7 +61,7 @@ class TwoEngineStep:
             micro_batches: this rank's `accumulation_steps` micro-batches.
         """
         self.engines.train()
-        self._set_learning_rates()
+        self.run.schedule.set_rates(self.engines.param_groups, self.scheduled_steps)
         buffers_before = [buffer.clone() for buffer in self.engines.heads.buffers()]
         accumulation_steps = self.run.accumulation_steps
         sums: dict[str, torch.Tensor] = {}
@@ -81,10 +80,6 @@ class TwoEngineStep:
 
     def _enter(self, phase: str) -> None:
         enter_phase(phase, patience=self._patience)
-
-    def _set_learning_rates(self) -> None:
-        for group in self.engines.param_groups:
-            group["lr"] = compute_lr(group["base_lr"], self.scheduled_steps, self.run.schedule)
 
     def _forward_backward(self, step: int, index: int, batch: MicroBatch, *, last: bool) -> dict[str, torch.Tensor]:
         engines, seed = self.engines, self.run.seed

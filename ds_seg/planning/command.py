@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ds_seg.config import RunConfig
+from ds_seg.config import RunConfig, ScheduleSettings
 from ds_seg.planning.candidates import Candidate
 
 _DEFAULTS = ("steps_per_print", "timers")
@@ -40,13 +40,25 @@ def build_train_arguments(run: RunConfig, config: str, cfg_options: Sequence[str
         options["global_batch"] = f"{batch.images}"
     if batch.max_steps != schedule.max_steps:
         options["runner.max_iters"] = f"{batch.max_steps}"
-        if schedule.warmup_steps:
-            options["lr_config.warmup_iters"] = (
-                f"{math.ceil(schedule.warmup_steps * batch.max_steps / schedule.max_steps)}"
-            )
+        options |= _rescale_schedule(schedule, batch.max_steps)
     if candidate.checkpointing != run.model.backbone.get("checkpointing") and candidate.states.zero.get("stage") == 3:
         options |= _change_policy(run.model.backbone, candidate.checkpointing)
     return [config, *(["--cfg-options", *map("=".join, options.items())] if options else [])]
+
+
+def _rescale_schedule(schedule: ScheduleSettings, max_steps: int) -> dict[str, str]:
+    """What of `lr_config` is counted in steps, for a run of `max_steps`."""
+
+    def rescale(steps: int) -> str:
+        return f"{math.ceil(steps * max_steps / schedule.max_steps)}"
+
+    options = {"lr_config.warmup_iters": rescale(schedule.warmup_steps)} if schedule.warmup_steps else {}
+    for key in ("step", "periods"):
+        value = schedule.lr_hook.get(key)
+        if value is not None:
+            steps = rescale(value) if isinstance(value, int) else f"[{','.join(map(rescale, value))}]"
+            options[f"lr_config.{key}"] = steps
+    return options
 
 
 def _change_policy(backbone: Any, policy: str) -> dict[str, str]:

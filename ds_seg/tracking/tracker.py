@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_seg.config.sections import WandbSettings
+from ds_seg.config.hooks import WandbSettings
 from ds_seg.evaluation.pictures import Palette, Picture, draw_comparison, save_picture
 from ds_seg.tracking.console import Console
 from ds_seg.tracking.lost_records import LostRecords

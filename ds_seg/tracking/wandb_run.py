@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 import numpy as np
 import psutil
 
-from ds_seg.config.sections import WandbSettings
+from ds_seg.config.hooks import WandbSettings
 from ds_seg.evaluation.pictures import MOST_IN_PALETTE, Palette, Picture, draw_comparison
 from ds_seg.files import write_text_atomic
 from ds_seg.tracking.files import to_json_value

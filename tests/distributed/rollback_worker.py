@@ -19,7 +19,7 @@ from ds_seg import distributed
 from ds_seg.checkpoint import TrainingState, checkpoint_name, list_checkpoints, resume_training
 from ds_seg.checkpoint.store import HEADS_FILE
 from ds_seg.config import RunConfig
-from ds_seg.config.sections import WandbSettings
+from ds_seg.config.hooks import WandbSettings
 from ds_seg.data.left_out import find_batch
 from ds_seg.data.training_batches import MicroBatch
 from ds_seg.engine.ema import WeightAverages

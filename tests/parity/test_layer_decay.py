@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 
 from ds_seg.config import RunOptions, build_run_config
 from ds_seg.engine import groups as groups_module
@@ -59,17 +60,23 @@ def run(depth):
 
 
 @pytest.fixture(scope="module")
-def named(run):
-    """All parameters of the real model; those of the backbone without memory behind them."""
+def model(run):
+    """The real backbone, without memory behind it, and its head."""
+    model = nn.Module()
     with torch.device("meta"):
-        backbone = build_backbone(run.model.backbone)
-    heads = build_heads(run.model)
-    return [(f"backbone.{name}", p) for name, p in backbone.named_parameters()] + list(heads.named_parameters())
+        model.backbone = build_backbone(run.model.backbone)
+    model.decode_head = build_heads(run.model).decode_head
+    return model
 
 
-def build(named, depth, run, **changes):
+@pytest.fixture(scope="module")
+def named(model):
+    return list(model.named_parameters())
+
+
+def build(model, depth, run, **changes):
     settings = groups_module.OptimizerSettings(**{**vars(run.optimizer), **changes})
-    return build_param_groups(named, depth, settings)
+    return build_param_groups(model.named_modules(), depth, settings)
 
 
 def worst_scale_difference(built, depth, decay_embeddings=False):
@@ -101,8 +108,8 @@ def test_the_real_models_have_their_published_size(named, depth, claim):
 
 
 @pytest.mark.parametrize("decay_embeddings", [False, True], ids=["ours", "published"])
-def test_rates_and_decays_of_the_real_models(named, depth, run, claim, decay_embeddings):
-    built = build(named, depth, run, decay_embeddings=decay_embeddings)
+def test_rates_and_decays_of_the_real_models(model, named, depth, run, claim, decay_embeddings):
+    built = build(model, depth, run, decay_embeddings=decay_embeddings)
     rule = "position embeddings decayed" if decay_embeddings else "position embeddings exempt"
     claim(
         f"layer decay, {depth} blocks, {rule}: rate factor of every group, relative",
@@ -118,9 +125,9 @@ def test_rates_and_decays_of_the_real_models(named, depth, run, claim, decay_emb
     )
 
 
-def test_one_group_for_each_rate_and_decay(named, depth, run):
+def test_one_group_for_each_rate_and_decay(model, depth, run):
     """Embeddings, each block and the head have one group that is decayed and one that is not."""
-    built = build(named, depth, run)
+    built = build(model, depth, run)
     keys = [(group["base_lr"], group["weight_decay"]) for group in built]
     assert len(built) == len(set(keys)) == 2 * (depth + 2)
     assert {group["weight_decay"] for group in built} == {0.0, DECAY}
@@ -129,46 +136,48 @@ def test_one_group_for_each_rate_and_decay(named, depth, run):
 
 
 @pytest.mark.parametrize(("rate", "count"), [(1.0, 2), (None, 1)])
-def test_groups_that_share_rate_and_decay_are_one(named, depth, run, rate, count):
+def test_groups_that_share_rate_and_decay_are_one(model, named, depth, run, rate, count):
     """Without layer decay nothing is exempt from weight decay."""
-    built = build(named, depth, run, layer_decay_rate=rate)
+    built = build(model, depth, run, layer_decay_rate=rate)
     assert len(built) == count and sum(len(group["params"]) for group in built) == len(named)
     assert {group["layers"] for group in built} == {f"embeddings, blocks 0-{depth - 1}, heads"}
     assert f"embeddings, blocks 0-{depth - 1}, heads" in format_groups(built)
 
 
-def test_layer_ids_off_by_one_are_caught(named, depth, run, caught, monkeypatch):
+def test_layer_ids_off_by_one_are_caught(model, depth, run, caught, monkeypatch):
     right = groups_module.layer_id
     monkeypatch.setattr(groups_module, "layer_id", lambda name, depth: min(right(name, depth) + 1, depth + 1))
     caught(
         f"layer ids off by one, {depth} blocks",
         by="test_rates_and_decays_of_the_real_models",
-        measured=worst_scale_difference(build(named, depth, run), depth),
+        measured=worst_scale_difference(build(model, depth, run), depth),
         tolerance=SCALE_TOLERANCE,
     )
 
 
-def test_one_rate_everywhere_is_caught(named, depth, run, caught):
+def test_one_rate_everywhere_is_caught(model, depth, run, caught):
     caught(
         f"one learning rate everywhere, {depth} blocks",
         by="test_rates_and_decays_of_the_real_models",
-        measured=worst_scale_difference(build(named, depth, run, layer_decay_rate=None), depth),
+        measured=worst_scale_difference(build(model, depth, run, layer_decay_rate=None), depth),
         tolerance=SCALE_TOLERANCE,
     )
 
 
-def test_the_other_rule_for_position_embeddings_is_caught(named, depth, run, caught):
+def test_the_other_rule_for_position_embeddings_is_caught(model, named, depth, run, caught):
     caught(
         f"position embeddings decayed where they should be exempt, {depth} blocks",
         by="test_rates_and_decays_of_the_real_models",
-        measured=misplaced(build(named, depth, run, decay_embeddings=True), named, depth),
+        measured=misplaced(build(model, depth, run, decay_embeddings=True), named, depth),
         tolerance=1,
     )
 
 
-def test_a_parameter_in_two_groups_or_in_none_is_caught(named, depth, run, caught):
-    doubled = build([*named, named[-1]], depth, run)
-    missing = build(named[1:], depth, run)
+def test_a_parameter_in_two_groups_or_in_none_is_caught(model, named, depth, run, caught):
+    doubled, missing = build(model, depth, run), build(model, depth, run)
+    for key in ("names", "params"):
+        doubled[0][key].append(doubled[-1][key][-1])
+        missing[0][key].pop()
     for text, built in (("twice", doubled), ("not at all", missing)):
         caught(
             f"a parameter that is in the groups {text}, {depth} blocks",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from disks import fill, read_only, small_disk
-from ds_seg.config.sections import WandbSettings
+from ds_seg.config.hooks import WandbSettings
 from ds_seg.evaluation.pictures import load_rgb
 from ds_seg.tracking.metrics_log import read_metrics
 from ds_seg.tracking.tracker import build_tracker

@@ -17,7 +17,7 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
-from ds_seg.config.sections import WandbSettings
+from ds_seg.config.hooks import WandbSettings
 from ds_seg.tracking import wandb_run
 from ds_seg.tracking.wandb_run import WandbRun, start_wandb
 from wandb_server import wandb_server

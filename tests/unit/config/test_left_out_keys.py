@@ -2,13 +2,7 @@
 
 from ds_seg.config.batches import Batches, resolve_batches
 from ds_seg.config.faults import Faults
-from ds_seg.config.sections import (
-    LAYER_DECAY_CONSTRUCTOR,
-    OptimizerSettings,
-    ScheduleSettings,
-    read_optimizer,
-    read_schedule,
-)
+from ds_seg.config.optimizer import LAYER_DECAY_CONSTRUCTOR, OptimizerSettings, read_optimizer
 
 DEPTH = 6
 
@@ -28,17 +22,6 @@ def test_layer_decay_without_keys_decays_no_rate_and_exempts_the_embeddings():
 def test_a_multiplier_without_a_factor_leaves_it():
     given = {"paramwise_cfg": {"custom_keys": {"a": {"lr_mult": 0.5}, "b": {"decay_mult": 0.0}}}}
     assert read_optimizer(given, DEPTH, Faults("a.py")).multipliers == {"a": (0.5, 1.0), "b": (1.0, 0.0)}
-
-
-def test_a_schedule_without_keys():
-    assert read_schedule({}, {}, 1e-3, Faults("a.py")) == ScheduleSettings(80000, 1.0, 0.0, 0, 0.1)
-    assert read_schedule(None, {}, 1e-3, Faults("a.py")).power == 0  # a constant rate, as in MMCV
-
-
-def test_warm_up_needs_its_kind_as_in_mmcv():
-    kinds = ({}, {"warmup": None}, {"warmup": "linear"})
-    steps = [read_schedule({**kind, "warmup_iters": 7}, {}, 1e-3, Faults("a.py")).warmup_steps for kind in kinds]
-    assert steps == [0, 0, 7]
 
 
 def test_a_process_takes_one_crop_where_nothing_is_said():
