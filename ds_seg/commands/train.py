@@ -178,6 +178,9 @@ def _open_tracker(run: RunConfig, step: int, val_set: Any) -> Iterator[Tracker]:
     try:
         yield tracker
         status = "done"
+    except StoppedBySignal:
+        status = "stopped"
+        raise
     finally:
         tracker.close(status)
 

@@ -52,7 +52,7 @@ class Tracker:
         return {}
 
     def close(self, status: str) -> None:
-        """End the records; a status other than `done` marks the wandb run as failed."""
+        """End the records; wandb shows a run that is not `done` as failed, one that was `stopped` as preempted."""
 
 
 class MainTracker(Tracker):
@@ -147,7 +147,7 @@ class MainTracker(Tracker):
         self._lost.tell()
         self._console.close()
         if self._wandb is not None:
-            self._wandb.finish(failed=status != "done")
+            self._wandb.finish(status)
 
 
 def build_tracker(

@@ -29,7 +29,7 @@ _IGNORED_ID = 255
 _INIT_TIMEOUT_S = 30.0
 _FINISH_TIMEOUT_S = 120.0
 """A job that has done its work does not hold its GPUs longer than this for a network that is gone."""
-_FAILED_FINISH_TIMEOUT_S = 10.0
+_EARLY_FINISH_TIMEOUT_S = 10.0
 _MOST_WAITING = 200
 """Records that wait for wandb, pictures among them."""
 _OUR_ARGUMENTS = ("config", "dir", "id", "resume", "settings")
@@ -105,14 +105,16 @@ class WandbRun:
 
         self._submit(send)
 
-    def finish(self, failed: bool) -> None:
-        """End the run; the server shows it as failed or finished.
+    def finish(self, status: str) -> None:
+        """End the run; the server shows it as finished, as preempted where it was stopped to go on later, or as failed.
 
         What can't be sent in time stays on the disk, with a line on how to send it. A failed or stopped run takes only
         a moment: its message, or its scheduler, waits.
         """
-        timeout_s = _FAILED_FINISH_TIMEOUT_S if failed else _finish_timeout_s(self._run)
-        self._submit(lambda: self._run.finish(exit_code=int(failed)))
+        timeout_s = _finish_timeout_s(self._run) if status == "done" else _EARLY_FINISH_TIMEOUT_S
+        if status == "stopped":
+            self._submit(self._run.mark_preempting)
+        self._submit(lambda: self._run.finish(exit_code=int(status != "done")))
         end = time.monotonic() + timeout_s
         with contextlib.suppress(queue.Full):
             self._jobs.put(None, timeout=timeout_s)

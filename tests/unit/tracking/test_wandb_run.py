@@ -86,7 +86,7 @@ def test_without_a_key_everything_is_recorded_offline(tmp_path):
     run.log_evaluation(20, {"eval/mIoU": 0.4, "eval/IoU/road": 0.4, "eval/IoU/sky": None})
     image, ids = np.zeros((12, 16, 3), np.uint8), np.ones((12, 16), np.int64)
     run.log_pictures(20, [("a", image, ids, ids * 255), ("b", image[:9], ids[:9], None)], NAMES, PALETTE)
-    run.finish(failed=False)
+    run.finish("done")
 
     train, evaluation, pictures = read_history(tmp_path / "run")
     assert (train["step"], train["train/loss"], train["train/loss_ce"]) == (10, 0.5, 0.5)
@@ -108,14 +108,14 @@ def test_more_classes_than_wandbs_masks_hold_are_sent_as_comparisons(tmp_path):
     run = start(tmp_path / "run", lines)
     image, ids = np.zeros((12, 16, 3), np.uint8), np.full((12, 16), 299, np.int64)
     run.log_pictures(5, [("a", image, ids, ids)], [str(number) for number in range(300)], [[0, 0, 0]] * 300)
-    run.finish(failed=False)
+    run.finish("done")
     (pictures,) = read_history(tmp_path / "run")
     assert pictures["predictions/a.width"] > 2 * 320 and "predictions/a.masks.prediction.path" not in pictures
     assert not [line for line in lines if "warning" in line]
 
 
 def test_config_and_project_are_in_the_run(tmp_path):
-    start(tmp_path / "run", [], project="mine").finish(failed=True)
+    start(tmp_path / "run", [], project="mine").finish("failed")
 
     records = list(read_records(next((tmp_path / "run").rglob("*.wandb"))))
     (run,) = [record.run for record in records if record.HasField("run")]
@@ -124,12 +124,22 @@ def test_config_and_project_are_in_the_run(tmp_path):
     assert config["optimizer"] == {"lr": 1e-3}
     assert config["crop"] == [504, 504]
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [1]
+    assert not [record for record in records if record.HasField("preempting")]
+
+
+def test_a_stopped_run_is_preempted_and_not_failed(tmp_path):
+    """As the server knows it: marked so before it ends with a code other than 0."""
+    start(tmp_path / "run", []).finish("stopped")
+
+    records = list(read_records(next((tmp_path / "run").rglob("*.wandb"))))
+    kinds = [record.WhichOneof("record_type") for record in records]
+    assert [kind for kind in kinds if kind in ("preempting", "exit")] == ["preempting", "exit"]
 
 
 def test_a_resume_goes_on_in_the_same_run_and_a_fresh_start_does_not(tmp_path):
     ids = []
     for resumed in (False, True, False):
-        start(tmp_path / "run", [], resumed=resumed).finish(failed=False)
+        start(tmp_path / "run", [], resumed=resumed).finish("done")
         ids.append((tmp_path / "run" / "wandb_run_id").read_text())
 
     assert ids[0] == ids[1] != ids[2]
@@ -159,7 +169,7 @@ def test_a_login_in_netrc_counts_for_its_own_server(monkeypatch, tmp_path):
 def test_online_without_a_key_records_offline_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     lines = []
-    start(tmp_path / "run", lines).finish(failed=False)
+    start(tmp_path / "run", lines).finish("done")
 
     assert "warning: WANDB_MODE is online but no wandb API key is configured" in lines[0]
     assert lines[1].startswith("wandb offline: ")
@@ -167,7 +177,7 @@ def test_online_without_a_key_records_offline_and_says_so(tmp_path, monkeypatch)
 
 def test_arguments_that_the_work_dir_decides_are_named(tmp_path):
     lines = []
-    start(tmp_path / "run", lines, id="mine", name="a name").finish(failed=False)
+    start(tmp_path / "run", lines, id="mine", name="a name").finish("done")
 
     assert lines[0] == (
         "warning: log_config: init_kwargs ['id'] of the WandbLoggerHook are ignored; the work dir decides them."
@@ -187,7 +197,7 @@ def test_a_server_that_never_answers_or_refuses_is_given_up(tmp_path, monkeypatc
         monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
         run = start(tmp_path / "run", lines)
         run.log_step({"step": 1, "loss": 0.5})
-        run.finish(failed=False)
+        run.finish("done")
 
     assert lines[0].startswith("warning: wandb could not go online (")
     assert lines[1].startswith("wandb offline: ")
@@ -214,7 +224,7 @@ def test_failures_while_logging_are_told_once_and_raise_nothing():
     run.log_step({"step": 1, "loss": 0.5})
     run.log_evaluation(1, {"eval/mIoU": 0.1})
     run.log_pictures(1, [], NAMES, PALETTE)
-    run.finish(failed=False)
+    run.finish("done")
 
     assert lines == [
         "wandb failed (BrokenPipeError: define_metric), and its process ended before it had written everything. "
@@ -225,7 +235,7 @@ def test_failures_while_logging_are_told_once_and_raise_nothing():
 
 def test_a_service_that_hangs_costs_records_and_no_time(tmp_path, monkeypatch):
     """Without the thread `run.log` of wandb 0.31 blocks for good once the stopped service's socket is full."""
-    monkeypatch.setattr(wandb_run, "_FAILED_FINISH_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(wandb_run, "_EARLY_FINISH_TIMEOUT_S", 0.5)
     lines = []
     run = start(tmp_path / "run", lines)
     services = [child for child in psutil.Process().children() if "wandb" in child.name()]
@@ -236,7 +246,7 @@ def test_a_service_that_hangs_costs_records_and_no_time(tmp_path, monkeypatch):
         started = time.monotonic()
         for step in range(2000):
             run.log_step({"step": step, **{f"loss_{name}": 0.5 for name in range(40)}})
-        run.finish(failed=True)
+        run.finish("failed")
         assert time.monotonic() - started < 10
     finally:
         for service in services:
@@ -262,7 +272,7 @@ def test_a_server_that_is_lost_midway_costs_seconds_at_the_end(tmp_path, monkeyp
             time.sleep(0.1)
     started = time.monotonic()
     run.log_step({"step": 2, "loss": 0.4})
-    run.finish(failed=False)
+    run.finish("done")
     assert time.monotonic() - started < 20
     assert lines[0].startswith("wandb online: http://127.0.0.1:")
     assert lines[1].startswith("warning: wandb failed (TimeoutError: Timed out finishing run")
