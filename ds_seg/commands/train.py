@@ -149,7 +149,7 @@ def train(run: RunConfig) -> None:
         state.note_train_images(len(train_set))
         own_checkpoint = open_work_dir(run, state, resume_from)
         tracker = stack.enter_context(_open_tracker(run, state.step, val_set))
-        _describe_start(run, engines, state, tracker, random=weights is None and resume_from is None)
+        _describe_start(run, engines, state, tracker, resume_from)
         evaluate = PredictingEvaluator(evaluator, engines, tracker, ema)
         loop = TrainingLoop(run, engines, state, tracker, evaluate, ema, saved_in=own_checkpoint)
         record = train_with_rollbacks(loop, lambda state: _build_loader(run, train_set, state, engines, ema))
@@ -185,7 +185,9 @@ def _open_tracker(run: RunConfig, step: int, val_set: Any) -> Iterator[Tracker]:
         tracker.close(status)
 
 
-def _describe_start(run: RunConfig, engines: Engines, state: TrainingState, tracker: Tracker, *, random: bool) -> None:
+def _describe_start(
+    run: RunConfig, engines: Engines, state: TrainingState, tracker: Tracker, resume_from: Path | None
+) -> None:
     import torch
 
     from ds_seg.config.batches import describe_batch
@@ -195,7 +197,10 @@ def _describe_start(run: RunConfig, engines: Engines, state: TrainingState, trac
     backbone, heads = describe_backbone(engines.backbone.module), describe_heads(engines.heads)
     for note in run.notes:
         tracker.info(note)
-    if random:
+    if resume_from:
+        unread = f"; {run.load_from} is not read, since the checkpoint has all weights" if run.load_from else ""
+        tracker.info(f"resumed from {resume_from}{unread}")
+    elif run.load_from is None:
         tracker.warn("no pretrained weights: the backbone starts from random values (give some with --load-from F)")
     held = ", ".join(f"{count:,}" for count in backbone["parameters_held_per_rank"])
     tracker.info(

@@ -6,8 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ds_seg.config.faults import Faults, list_fields
+import ds_seg.openmmlab  # noqa: F401
+from ds_seg.config.faults import Faults, list_fields, suggest
 from ds_seg.config.head_fields import auxiliary_head_fields, classifying_head, decode_head_fields
+
+from mmcv.cnn.bricks.registry import NORM_LAYERS  # isort: skip
 
 _BACKBONE_FLAGS = (
     "qkv_bias",
@@ -92,18 +95,31 @@ def _check_heads(model: Mapping[str, Any], cascade: bool, faults: Faults) -> Non
             faults.add(where, f"got {head!r}, want a dict with a type, such as dict(type='FCNHead', ...).")
             continue
         inner, classifier = classifying_head(where, head)
-        faults.integer(f"{inner}.num_classes", classifier, 0, minimum=1)
+        _check_norm(f"{inner}.norm_cfg", classifier.get("norm_cfg"), faults)
+        classes = faults.integer(f"{inner}.num_classes", classifier, 0, minimum=1)
         for place, loss in list_fields(f"{inner}.loss_decode", classifier.get("loss_decode")):
-            _check_loss(place, loss, faults)
+            _check_loss(place, loss, classifier.get("out_channels") or classes, faults)
 
 
-def _check_loss(field: str, loss: Any, faults: Faults) -> None:
+def _check_norm(field: str, norm: Any, faults: Faults) -> None:
+    """Also of a head that has no layer to normalise, such as a linear one."""
+    name = faults.section(field, norm, None).get("type", "BN")
+    if name not in NORM_LAYERS:
+        known = NORM_LAYERS.module_dict
+        faults.add(
+            f"{field}.type", f"got {name!r}.{suggest(str(name), known)} MMCV's norms are {', '.join(sorted(known))}."
+        )
+
+
+def _check_loss(field: str, loss: Any, channels: int, faults: Faults) -> None:
     section = faults.section(field, loss, None)
     faults.number(f"{field}.loss_weight", section, 1.0, minimum=0.0)
     weights = section.get("class_weight")
-    if isinstance(weights, (list, tuple)) and not (
-        all(isinstance(w, (int, float)) and 0 <= w < math.inf for w in weights) and any(weights)
-    ):
+    if not isinstance(weights, (list, tuple)):
+        return
+    if len(weights) != channels:
+        faults.add(f"{field}.class_weight", f"has {len(weights)} numbers, but the head scores {channels} classes.")
+    if not (all(isinstance(w, (int, float)) and 0 <= w < math.inf for w in weights) and any(weights)):
         faults.add(
             f"{field}.class_weight",
             f"got {weights!r}, want a finite number of at least 0 for each class, one of them above 0.",

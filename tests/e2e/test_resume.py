@@ -34,8 +34,9 @@ def test_stopped_by_a_signal_and_resumed(cli, tiny_config, tmp_path):
 def test_a_run_that_is_resumed_at_its_end_has_the_same_scores_and_rows(cli, tiny_config, trained, tmp_path):
     work_dir = shutil.copytree(trained, tmp_path / "run")
     (work_dir / "summary.json").unlink()  # it was killed after its last save
-    again = cli("train", tiny_config, "--work-dir", work_dir, "--resume", "auto")
+    again = cli("train", tiny_config, "--work-dir", work_dir, "--resume", "auto", "--load-from", "long_gone.pth")
     assert again.returncode == 0, again.stderr
+    assert "checkpoints/step_000012; long_gone.pth is not read" in again.stdout
     first, second = (json.loads((folder / "summary.json").read_text()) for folder in (trained, work_dir))
     scores = ("status", "steps", "mIoU", "mAcc", "aAcc", "IoU", "loss_first", "loss_last")
     assert [second[key] for key in scores] == [first[key] for key in scores] and second["mIoU"] > 0
