@@ -17,7 +17,8 @@ T = TypeVar("T")
 def barrier() -> None:
     """Wait for every rank."""
     if world_size() > 1:
-        dist.barrier()
+        # NCCL is told the GPU, or it guesses one from the global rank as long as it knows of none, and warns
+        dist.barrier(device_ids=None if device().index is None else [device().index])
 
 
 def reduce_sum(values: torch.Tensor) -> torch.Tensor:

@@ -118,6 +118,20 @@ def check_zero3_step() -> dict:
     return report
 
 
+def check_reduction() -> dict:
+    """Gradients from a reduce_scatter, which GPUs take, beside those from an all_reduce, which CPUs take."""
+    report = {}
+    for precision in ("fp32", "bf16"):
+        digests = []
+        for scatters in (False, True):
+            engines, train_step = start(change_zero(make_run(precision), reduce_scatter=scatters))
+            assert engines.backbone.optimizer.reduce_scatter == scatters
+            train(train_step, range(4))
+            digests.append(digest(engines))
+        report[precision] = digests
+    return report
+
+
 def check_optimizer_tensors() -> dict:
     """What is kept out of loading workers: masters, their gradients and moments, the gradients of all parameters."""
     run = change_zero(make_run("bf16"), offload_optimizer={"device": "cpu"})

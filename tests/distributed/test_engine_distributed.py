@@ -59,6 +59,14 @@ def test_step_moves_what_deepspeeds_own_moves(one_rank, two_ranks, precision):
         assert min(got["factors"][0]) < 1.0 == max(got["factors"][0])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_reducing_as_on_gpus_gives_the_same_bits(one_rank, two_ranks, precision):
+    """Two addends have one sum; GPUs keep DeepSpeed's reduce_scatter, which gloo is too slow at to be the default."""
+    for run in (one_rank, *two_ranks):
+        with_all_reduce, with_reduce_scatter = run["check_reduction"][precision]
+        assert with_reduce_scatter == with_all_reduce
+
+
 def test_all_that_an_offloaded_optimizer_keeps_is_found(one_rank, two_ranks):
     """Master, its gradient, two moments and the sum of gradients of every parameter of the shard."""
     for run in (one_rank, *two_ranks):

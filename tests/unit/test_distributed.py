@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ds_seg import distributed
-from ds_seg.distributed import ending, launching, world
+from ds_seg.distributed import collectives, ending, launching, world
 from ds_seg.distributed.world import complete_environment
 from ds_seg.errors import ConfigError, UserError
 
@@ -157,6 +157,17 @@ def test_collectives_of_a_world_of_one_give_back_what_they_get(environment):
     assert distributed.broadcast_object("x") == "x"
     assert distributed.gather_objects("x") == ["x"]
     distributed.barrier()
+
+
+@pytest.mark.parametrize(("own", "named"), [("cuda:3", [3]), ("cpu", None)])
+def test_a_barrier_names_the_gpu_of_its_process(monkeypatch, own, named):
+    """NCCL's guess is the global rank, counted over the GPUs that the process sees."""
+    calls = []
+    monkeypatch.setattr(collectives, "world_size", lambda: 8)
+    monkeypatch.setattr(collectives, "device", lambda: torch.device(own))
+    monkeypatch.setattr(torch.distributed, "barrier", lambda **options: calls.append(options))
+    distributed.barrier()
+    assert calls == [{"device_ids": named}]
 
 
 def test_agree_returns_the_result_or_raises_the_users_error(environment):
