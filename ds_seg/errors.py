@@ -12,6 +12,13 @@ EXIT_STOPPED_BY_SIGNAL = 75
 """EX_TEMPFAIL: a checkpoint was saved and the scheduler may requeue the job."""
 EXIT_INTERRUPTED = 130
 """Ctrl-C where there was nothing to save: 128 + SIGINT, as shells have it."""
+_FULL_GPU = (
+    "ds-seg: the GPU's memory is full. In training lower data.samples_per_gpu (a fixed global_batch stays what it is), "
+    "recompute more (model.backbone.checkpointing='block'), keep more of the optimizer in host memory "
+    "(offload_optimizer) or take more GPUs: `ds-seg plan` compares them. In an evaluation lower the window batch "
+    "(evaluation.window_batch, --window-batch). If much is reserved by PyTorch but unallocated, set "
+    "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True. A training goes on with --resume auto.\n"
+)
 
 
 class DsSegError(Exception):
@@ -74,7 +81,8 @@ def describe_fault(error: Exception, rank: int) -> str:
     """What a rank prints of a failure that nobody foresaw: its traceback, but for a data worker that was killed."""
     text = str(error).strip()
     if not text.startswith("DataLoader worker"):
-        return f"rank {rank} failed:\n{''.join(traceback.format_exception(error))}"
+        remedy = _FULL_GPU if type(error).__name__ == "OutOfMemoryError" else ""  # torch's, without importing torch
+        return f"rank {rank} failed:\n{''.join(traceback.format_exception(error))}{remedy}"
     return (
         f"ds-seg: rank {rank}: {text} If nobody killed it, the machine ran out of memory: give the job more of it, or "
         "lower data.workers_per_gpu, and go on with --resume auto."

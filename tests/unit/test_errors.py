@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ds_seg.errors import count, describe_fault, name_some
@@ -34,6 +35,12 @@ def test_any_other_failure_is_told_with_its_traceback():
         told = describe_fault(error, 1)
     assert told.startswith("rank 1 failed:\nTraceback") and told.endswith("IndexError: list index out of range\n")
     assert "[][0]" in told
+
+
+def test_a_full_gpu_is_told_with_its_traceback_and_the_remedy():
+    told = describe_fault(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.20 GiB."), 2)
+    assert told.startswith("rank 2 failed:\n") and "Tried to allocate 1.20 GiB.\nds-seg: the GPU's memory is full." in told
+    assert "lower data.samples_per_gpu" in told and told.endswith("--resume auto.\n")
 
 
 def test_more_names_than_a_message_has_room_for():
