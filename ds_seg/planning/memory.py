@@ -94,6 +94,9 @@ def compute_host_memory(size: ModelSize, states: States, hardware: Hardware, wor
         "pinned memory's rounding": _compute_rounding(size, states, share, hardware.gpus) if states.pin_memory else 0.0,
         "averages (EMA)": 4 * on_host if states.ema else 0.0,
     }
+    # at the start, without workers: DeepSpeed 0.19.8 puts the shards behind one another in host memory (`defragment`)
+    building = hardware.process_gib * GIB + states.parameter_bytes * size.trainable / hardware.gpus
+    parts["weights at the start"] = max(0.0, building - sum(parts.values()))
     return {name: processes * size_bytes for name, size_bytes in parts.items()}
 
 

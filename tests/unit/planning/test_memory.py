@@ -117,6 +117,15 @@ def test_pinned_memory_is_rounded_to_powers_of_two():
     assert compute_host_memory(SIZE, replace(pinned, pin_memory=False), hardware(1), 0)["pinned memory's rounding"] == 0
 
 
+def test_weights_pass_through_host_memory_at_the_start():
+    """All shards of a process at once, before its workers start; what an offloaded optimizer takes later is more."""
+    parts = compute_host_memory(SIZE, STATES, hardware(1), workers=4)
+    assert sum(parts.values()) == pytest.approx(4 * GIB + 2 * P) and parts["processes"] == 8 * GIB
+    offloaded = compute_host_memory(SIZE, replace(STATES, offloaded=0.25), hardware(1), workers=4)
+    assert offloaded["weights at the start"] == 0
+    assert compute_host_memory(SIZE, STATES, hardware(8), workers=4)["weights at the start"] == 0
+
+
 def test_a_frozen_backbone_has_no_states():
     parts = gpu(size=replace(SIZE, trainable=0))
     assert all(parts[name] == 0 for name in ("gradients", "master", "moments", "reduce buckets"))
