@@ -39,7 +39,9 @@ def test_any_other_failure_is_told_with_its_traceback():
 
 def test_a_full_gpu_is_told_with_its_traceback_and_the_remedy():
     told = describe_fault(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.20 GiB."), 2)
-    assert told.startswith("rank 2 failed:\n") and "Tried to allocate 1.20 GiB.\nds-seg: the GPU's memory is full." in told
+    assert (
+        told.startswith("rank 2 failed:\n") and "Tried to allocate 1.20 GiB.\nds-seg: the GPU's memory is full." in told
+    )
     assert "lower data.samples_per_gpu" in told and told.endswith("--resume auto.\n")
 
 
