@@ -69,6 +69,10 @@ def step_scaled(backbone: DeepSpeedEngine, norm: float, factor: float) -> None:
         factor: what `clip_factor` says of it.
     """
     optimizer = backbone.optimizer
+    if not optimizer.optimizer.state:
+        # moments are made in this step and stay: not amid the memory that the backward pass has just freed, of which
+        # only what is free in whole segments could ever be used for something larger again
+        get_accelerator().empty_cache()
     optimizer.joint_norm = norm
     optimizer.override_loss_scale(1.0 / factor)
     backbone.step()
