@@ -13,6 +13,8 @@ _LARGEST_NUMBER = sys.float_info.max
 _LARGEST_INTEGER = 2**63 - 1
 """Of 64 bits with a sign, as torch has them."""
 
+OF_A_BASE = " What comes from _base_ goes with _delete_=True in your own file's section."
+
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """A hint like ` Did you mean 'optimizer'?`, or an empty string where nothing is close."""
@@ -38,10 +40,12 @@ class Faults:
         """Note one fault of `field`."""
         self.messages.append(f"{field}: {message}")
 
-    def section(self, field: str, value: Any, known: Iterable[str] | None) -> Mapping[str, Any]:
+    def section(
+        self, field: str, value: Any, known: Iterable[str] | None, *, replaces: bool = False
+    ) -> Mapping[str, Any]:
         """`value` as a dict (None counts as an empty one), with a fault for every key that is not in `known`.
 
-        `known=None` takes any key.
+        `known=None` takes any key. With `replaces` the message tells how to get rid of a base's keys.
         """
         if value is None:
             return {}
@@ -51,7 +55,8 @@ class Faults:
         known = list(value if known is None else known)
         for key in value:
             if key not in known:
-                self.add(f"{field}.{key}", f"unknown key.{suggest(key, known)} Known here: {', '.join(sorted(known))}.")
+                listed = f"Known here: {', '.join(sorted(known))}.{OF_A_BASE if replaces else ''}"
+                self.add(f"{field}.{key}", f"unknown key.{suggest(key, known)} {listed}")
         return value
 
     def number(

@@ -29,6 +29,9 @@ KNOWN_KEYS = frozenset(
     """.split()
 )
 
+_CONSUMED = frozenset(("data_root", "dataset_type"))
+"""Of the known keys, those that only the config's own code reads."""
+
 # Names that MMSeg's own configs give to values they use further down; a dumped config keeps them.
 _USUAL_VARIABLES = frozenset(
     """
@@ -71,6 +74,12 @@ def read_config_file(path: Path, overrides: Mapping[str, Any]) -> Config:
         first = key.partition(".")[0]
         if first not in KNOWN_KEYS and first not in config:
             faults.add(f"--cfg-options {key}", f"no config key is called '{first}'.{suggest(first, KNOWN_KEYS)}")
+        elif first in _CONSUMED or first not in KNOWN_KEYS:
+            faults.add(
+                f"--cfg-options {key}",
+                f"'{first}' is a variable, and the file has used it before options are read, so that nothing would "
+                "change. Name what it went into, such as data.train.data_root.",
+            )
     faults.raise_if_any()
     try:
         config.merge_from_dict(dict(overrides))
@@ -164,7 +173,9 @@ def _check_top_level_keys(config: Config, files: list[Path], faults: Faults) -> 
     for key in config:
         if key not in KNOWN_KEYS and key not in helpers:
             faults.add(
-                key, f"unknown key, and the config does not use it as a variable either.{suggest(key, KNOWN_KEYS)}"
+                key,
+                "unknown key, and the config does not use it as a variable either. Remove it."
+                f"{suggest(key, KNOWN_KEYS)}",
             )
 
 

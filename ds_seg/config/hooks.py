@@ -8,6 +8,14 @@ from typing import Any
 
 from ds_seg.config.faults import Faults
 
+_WANDB_LOGGERS = ("WandbLoggerHook", "MMSegWandbHook")
+_LOGGER_KEYS = ("type", "init_kwargs", "interval", "by_epoch")
+_IDLE_LOGGER_KEYS = {
+    **dict.fromkeys(("ignore_last", "reset_flag", "interval_exp_name"), "each row is of one step"),
+    **dict.fromkeys(("commit", "with_step"), "each row is sent with its step"),
+    **dict.fromkeys(("log_checkpoint", "log_checkpoint_metadata"), "checkpoints are not uploaded"),
+    "num_eval_images": "predictions/ has the pictures",
+}
 PRECISION_HOOKS = ("ToBFloat16Hook", "ToFloat16Hook")
 """InternVL's, which change its backbone's precision."""
 
@@ -42,16 +50,19 @@ def read_log_config(given: Any, faults: Faults) -> tuple[int, WandbSettings, dic
         hooks = []
     for index, hook in enumerate(hooks):
         where = f"log_config.hooks[{index}]"
-        fields = faults.section(where, hook, ("type", "init_kwargs", "interval", "by_epoch"))
-        name = fields.get("type")
-        if name == "WandbLoggerHook":
+        name = hook.get("type") if isinstance(hook, Mapping) else None
+        if name == "TensorboardLoggerHook":
+            ignored[where] = f"{name} is not here; metrics.jsonl has the numbers, and report.html their curves"
+            continue
+        if name not in ("TextLoggerHook", *_WANDB_LOGGERS):
+            faults.add(where, f"got type {name!r}, want a dict of type 'TextLoggerHook' or 'WandbLoggerHook'.")
+            continue
+        fields = faults.section(where, hook, (*_LOGGER_KEYS, *_IDLE_LOGGER_KEYS))
+        if name in _WANDB_LOGGERS:
             init_kwargs = faults.section(f"{where}.init_kwargs", fields.get("init_kwargs"), None)
             wandb = WandbSettings(enabled=True, init_kwargs=dict(init_kwargs))
-        elif name == "TensorboardLoggerHook":
-            ignored[where] = f"{name} is not here; metrics.jsonl has the numbers, and report.html their curves"
-        elif name != "TextLoggerHook":
-            faults.add(where, f"got type {name!r}, want 'TextLoggerHook' or 'WandbLoggerHook'.")
-        if where not in ignored and fields.get("interval", interval_steps) != interval_steps:
+        ignored.update({f"{where}.{key}": why for key, why in _IDLE_LOGGER_KEYS.items() if key in fields})
+        if fields.get("interval", interval_steps) != interval_steps:
             ignored[f"{where}.interval"] = f"everything is logged every {interval_steps} steps, by log_config.interval"
     return interval_steps, wandb, ignored
 

@@ -29,7 +29,10 @@ def validate_model(model: Mapping[str, Any], faults: Faults) -> None:
     Raises:
         ConfigError: backbone or heads are not such that anything else could be checked.
     """
-    known = ("type", "pretrained", "backbone", "decode_head", "auxiliary_head", "train_cfg", "test_cfg", "init_cfg")
+    known = (
+        *("type", "pretrained", "backbone", "neck", "decode_head", "auxiliary_head"),
+        *("train_cfg", "test_cfg", "init_cfg"),
+    )
     cascade = model.get("type") == "CascadeEncoderDecoder"
     faults.section("model", model, (*known, "num_stages") if cascade else known)
     if model.get("type") not in ("EncoderDecoder", "CascadeEncoderDecoder"):
@@ -40,11 +43,15 @@ def validate_model(model: Mapping[str, Any], faults: Faults) -> None:
         _check_backbone(model["backbone"], faults)
         _refuse_init_cfg("model", model, faults)
         _refuse_init_cfg("model.backbone", model["backbone"], faults)
+    if model.get("neck"):
+        faults.add(
+            "model.neck",
+            "the heads read the backbone's own maps. Write neck=None, and model.backbone.with_fpn=True with four "
+            "out_indices where a head wants maps of several scales.",
+        )
     faults.section("model.train_cfg", model.get("train_cfg"), None)
     _check_heads(model, cascade, faults)
     faults.raise_if_any()
-    if model["backbone"].get("type") not in ("InternViT", "InternViT6B"):
-        faults.add("model.backbone.type", f"got {model['backbone'].get('type')!r}, want 'InternViT' or 'InternViT6B'.")
     refinement = ("subdivision_steps", "subdivision_num_points", "scale_factor") if cascade else ()
     test_cfg = faults.section("model.test_cfg", model.get("test_cfg"), ("mode", "crop_size", "stride", *refinement))
     if test_cfg.get("mode") not in ("slide", "whole"):
@@ -57,6 +64,13 @@ def validate_model(model: Mapping[str, Any], faults: Faults) -> None:
 
 
 def _check_backbone(backbone: Mapping[str, Any], faults: Faults) -> None:
+    if backbone.get("type") not in ("InternViT", "InternViT6B"):
+        faults.add(
+            "model.backbone.type",
+            f"got {backbone.get('type')!r}, want 'InternViT' or 'InternViT6B'. In the place of another one from "
+            "_base_: backbone=dict(_delete_=True, type='InternViT', ...).",
+        )
+        return
     for name in ("patch_size", "img_size", "num_heads", "depth"):
         faults.integer(f"model.backbone.{name}", backbone, 1, minimum=1)
     width = faults.integer("model.backbone.embed_dim", backbone, 3200, minimum=1)

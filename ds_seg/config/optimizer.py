@@ -8,9 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ds_seg.config.dialect import list_ignored_names
 from ds_seg.config.faults import Faults
 
 LAYER_DECAY_CONSTRUCTOR = "CustomLayerDecayOptimizerConstructor"
+_LAYER_DECAY_CONSTRUCTORS = {
+    LAYER_DECAY_CONSTRUCTOR: "layer_decay_rate",
+    "LayerDecayOptimizerConstructor": "layer_decay_rate",
+    "LearningRateDecayOptimizerConstructor": "decay_rate",
+}
+"""InternVL's and MMSegmentation's, with the name of the rate in `paramwise_cfg`; they do the same."""
 DEFAULT_CONSTRUCTOR = "DefaultOptimizerConstructor"
 
 
@@ -50,11 +57,16 @@ _KINDS = tuple(field.name for field in dataclasses.fields(KindMultipliers))
 def read_optimizer(given: Any, depth: int, faults: Faults) -> OptimizerSettings:
     """The `optimizer` section; `depth` is the number of the backbone's blocks."""
     known = ("type", "lr", "betas", "eps", "weight_decay", "constructor", "paramwise_cfg")
-    section = faults.section("optimizer", given, known)
-    if section.get("type", "AdamW") != "AdamW":
-        faults.add("optimizer.type", f"got {section['type']!r}; both engines run 'AdamW'.")
+    is_adamw = not isinstance(given, Mapping) or given.get("type", "AdamW") == "AdamW"
+    section = faults.section("optimizer", given, known if is_adamw else None, replaces=True)
+    if not is_adamw:
+        faults.add(
+            "optimizer.type",
+            f"got {section['type']!r}; both engines run 'AdamW', which takes other rates. Write "
+            "optimizer=dict(_delete_=True, type='AdamW', lr=..., weight_decay=...).",
+        )
     constructor = section.get("constructor") or DEFAULT_CONSTRUCTOR
-    if constructor not in (LAYER_DECAY_CONSTRUCTOR, DEFAULT_CONSTRUCTOR):
+    if constructor not in (*_LAYER_DECAY_CONSTRUCTORS, DEFAULT_CONSTRUCTOR):
         faults.add(
             "optimizer.constructor", f"got {constructor!r}, want {LAYER_DECAY_CONSTRUCTOR} or {DEFAULT_CONSTRUCTOR}."
         )
@@ -63,8 +75,8 @@ def read_optimizer(given: Any, depth: int, faults: Faults) -> OptimizerSettings:
         faults.add("optimizer.betas", f"got {betas!r}, want two numbers from 0 up to below 1.")
         betas = (0.9, 0.999)
     paramwise_keys = ["custom_keys"]
-    if constructor == LAYER_DECAY_CONSTRUCTOR:
-        paramwise_keys += ["num_layers", "layer_decay_rate", "decay_embeddings"]
+    if rate := _LAYER_DECAY_CONSTRUCTORS.get(constructor):
+        paramwise_keys += ["num_layers", rate, "decay_type", "decay_embeddings"]
     else:
         paramwise_keys += [*_KINDS, "bypass_duplicate"]
     paramwise = faults.section(_PARAMWISE, section.get("paramwise_cfg"), paramwise_keys)
@@ -83,12 +95,15 @@ def read_optimizer(given: Any, depth: int, faults: Faults) -> OptimizerSettings:
 
 
 def _read_layer_decay(constructor: str, paramwise: Mapping[str, Any], depth: int, faults: Faults) -> float | None:
-    if constructor != LAYER_DECAY_CONSTRUCTOR:
+    name = _LAYER_DECAY_CONSTRUCTORS.get(constructor)
+    if name is None:
         return None
+    if "layer_wise" not in str(paramwise.get("decay_type", "layer_wise")):
+        faults.add(f"{_PARAMWISE}.decay_type", f"got {paramwise['decay_type']!r}, want 'layer_wise'.")
     num_layers = paramwise.get("num_layers", depth)
     if num_layers != depth:
         faults.add(f"{_PARAMWISE}.num_layers", f"got {num_layers}, but model.backbone has {depth} blocks.")
-    rate = faults.number(f"{_PARAMWISE}.layer_decay_rate", paramwise, 1.0, minimum=0.0, maximum=1.0)
+    rate = faults.number(f"{_PARAMWISE}.{name}", paramwise, 1.0, minimum=0.0, maximum=1.0)
     return float(rate)
 
 
@@ -110,9 +125,10 @@ def _read_multipliers(given: Any, faults: Faults) -> dict[str, tuple[float, floa
 
 def read_optimizer_config(given: Any, faults: Faults) -> tuple[float | None, int | None]:
     """`optimizer_config` -> (largest joint gradient norm or None, accumulation steps or None)."""
-    section = faults.section("optimizer_config", given, ("type", "grad_clip", "cumulative_iters"))
+    known = ("type", "grad_clip", "cumulative_iters", *list_ignored_names("optimizer_config"))
+    section = faults.section("optimizer_config", given, known)
     hook = section.get("type", "OptimizerHook")
-    if hook not in ("OptimizerHook", "GradientCumulativeOptimizerHook"):
+    if str(hook).replace("Fp16", "") not in ("OptimizerHook", "GradientCumulativeOptimizerHook"):
         faults.add("optimizer_config.type", f"got {hook!r}, want 'OptimizerHook' or 'GradientCumulativeOptimizerHook'.")
     clip = faults.section("optimizer_config.grad_clip", section.get("grad_clip"), ("max_norm", "norm_type"))
     clip_norm = None

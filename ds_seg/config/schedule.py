@@ -72,9 +72,13 @@ class ScheduleSettings:
 
 def read_schedule(given_lr_config: Any, given_runner: Any, lr: float, faults: Faults) -> ScheduleSettings:
     """`lr_config` and `runner`; `lr` is the optimizer's. Without `lr_config` the rate is constant, as in MMCV."""
-    runner = faults.section("runner", given_runner, ("type", "max_iters"))
-    if runner.get("type", "IterBasedRunner") != "IterBasedRunner":
-        faults.add("runner.type", f"got {runner['type']!r}, want 'IterBasedRunner' with max_iters.")
+    runner = faults.section("runner", given_runner, ("type", "max_iters", "max_epochs"))
+    if runner.get("type", "IterBasedRunner") != "IterBasedRunner" or "max_epochs" in runner:
+        faults.add(
+            "runner",
+            f"got {dict(runner)}, want dict(type='IterBasedRunner', max_iters=...): an epoch takes as many iterations "
+            "as the training images divided by the crops of a step.",
+        )
     max_steps = faults.integer("runner.max_iters", runner, 80000, minimum=1)
     constant = ScheduleSettings(max_steps, {"type": lr_updater.FixedLrUpdaterHook, "by_epoch": False})
     if given_lr_config is None:
@@ -101,7 +105,7 @@ def _read_hook(given: Any, lr: float, faults: Faults) -> dict[str, Any]:
     hook = getattr(lr_updater, f"{name[0].upper()}{name[1:]}LrUpdaterHook")
     classes = (hook, lr_updater.LrUpdaterHook)
     known = {argument for owner in classes for argument in inspect.signature(owner).parameters} - {"kwargs"}
-    section = faults.section("lr_config", given, {"policy", *known})
+    section = faults.section("lr_config", given, {"policy", *known}, replaces=True)
     for flag in ("by_epoch", "warmup_by_epoch"):
         if faults.flag(f"lr_config.{flag}", section, False):
             faults.add(f"lr_config.{flag}", "got True; schedules move by iteration, so it must be False.")

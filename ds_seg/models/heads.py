@@ -145,19 +145,13 @@ def build_heads(model_cfg: Mapping[str, Any], *, initialise: bool = True) -> Seg
         initialise: draw initial values; False where only shapes are wanted, on the meta device.
 
     Raises:
-        ConfigError: no decode head, a neck, or a head that can't be built or can't stand where it does, named
-            by field.
+        ConfigError: no decode head, or a head that can't be built or can't stand where it does, named by field.
     """
     decode_fields = decode_head_fields(model_cfg)
     if not decode_fields:
         raise ConfigError(
             "model.decode_head is missing: give a dict with a type, such as dict(type='FCNHead', ...), or the list of "
             "a cascade."
-        )
-    if model_cfg.get("neck") is not None:
-        raise ConfigError(
-            "model.neck is not supported: remove it, and set model.backbone.with_fpn=True with four out_indices if "
-            "the head wants maps of several scales."
         )
     train_cfg, test_cfg = (ConfigDict(model_cfg.get(name) or {}) for name in ("train_cfg", "test_cfg"))
     decode_heads = [

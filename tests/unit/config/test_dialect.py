@@ -60,6 +60,40 @@ custom_hooks = [dict(type="ToFloat16Hook")]
     }
 
 
+def test_what_mmsegmentations_own_configs_write_about_half_precision(tmp_path):
+    text = "optimizer_config = dict(type='{}Fp16OptimizerHook', loss_scale='dynamic', grad_clip=dict(max_norm=3))"
+    run = build(write(tmp_path, text.format("")))
+    assert run.clip_norm == 3 and run.notes == (
+        "config key 'optimizer_config.loss_scale' has no effect: bf16 has the range of FP32",
+    )
+    assert build(write(tmp_path, text.format("GradientCumulative"))).clip_norm == 3
+
+
+def test_a_neck_that_is_none(tmp_path):
+    assert not build(write(tmp_path, "model = dict(neck=None)")).notes
+
+
+@pytest.mark.parametrize("constructor", ["LearningRateDecay", "LayerDecay"])
+def test_mmsegmentations_own_layer_decay_is_internvls(constructor, tmp_path):
+    rate = {"LearningRateDecay": "decay_rate", "LayerDecay": "layer_decay_rate"}[constructor]
+    text = "optimizer = dict(constructor='{}OptimizerConstructor', paramwise_cfg=dict(_delete_=True, {}=0.7, {}))"
+    text = text.format(constructor, rate, "num_layers=6, decay_type='{}'")
+    (tmp_path / "theirs").mkdir()
+    internvls = "optimizer = dict(paramwise_cfg=dict(_delete_=True, num_layers=6, layer_decay_rate=0.7))"
+    wanted = build(write(tmp_path / "theirs", internvls)).optimizer
+    assert build(write(tmp_path, text.format("layer_wise"))).optimizer == wanted and wanted.layer_decay_rate == 0.7
+    with pytest.raises(ConfigError, match=r"paramwise_cfg\.decay_type: got 'stage_wise', want 'layer_wise'"):
+        build(write(tmp_path, text.format("stage_wise")))
+
+
+def test_mmsegmentations_own_wandb_logger(tmp_path):
+    hook = "dict(type='MMSegWandbHook', init_kwargs=dict(project='a'), log_checkpoint=True, num_eval_images=9)"
+    run = build(write(tmp_path, f"log_config = dict(hooks=[{hook}])"))
+    assert run.wandb.enabled and run.wandb.init_kwargs == {"project": "a"}
+    idle = [note.split("'")[1] for note in run.notes]
+    assert idle == ["log_config.hooks[0].log_checkpoint", "log_config.hooks[0].num_eval_images"]
+
+
 def test_a_logger_has_no_interval_of_its_own(tmp_path):
     text = "log_config = dict(interval=20, hooks=[dict(type='TextLoggerHook', interval={})])"
     (note,) = build(write(tmp_path, text.format(5))).notes

@@ -107,7 +107,6 @@ def test_a_list_of_losses_is_summed_over_means():
         ({"decode_head": FCN, "auxiliary_head": OCR}, "model.auxiliary_head is OCRHead, which can't stand"),
         ({"decode_head": {**FCN, "type": "DPTHead"}}, "model.decode_head.type is DPTHead.*class token.*Choose another"),
         ({"decode_head": {**FCN, "in_index": [1]}}, "decode_head can't be built: FCNHead: assert isinstance.in_index"),
-        ({"decode_head": FCN, "neck": {"type": "FPN"}}, "model.neck is not supported.*with_fpn=True"),
         (
             {"decode_head": {**FCN, "type": "FCNHed"}},
             r"model.decode_head can't be built: model\.decode_head\.type: got 'FCNHed', .* Did you mean 'FCNHead'\?",
