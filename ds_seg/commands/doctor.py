@@ -10,7 +10,7 @@ from typing import Any
 
 from ds_seg import distributed
 from ds_seg.collector import resume_collector
-from ds_seg.errors import EXIT_OK, ConfigError, DataError, UserError
+from ds_seg.errors import EXIT_OK, ConfigError, DataError, UserError, count
 from ds_seg.files import validate_output_file, writing
 
 # What needs torch or mmseg is imported inside the functions, so that --help answers at once.
@@ -79,10 +79,11 @@ def check_dataset(args: argparse.Namespace) -> int:
             write_json_atomic(args.json, {"config": args.config, **diagnosis.to_dict()})
         print(f"wrote {args.json}")
     if diagnosis.warnings:
-        print(f"\n{len(diagnosis.warnings)} warnings\n{diagnosis.format_findings(diagnosis.warnings)}")
+        print(f"\n{count(len(diagnosis.warnings), 'warning')}\n{diagnosis.format_findings(diagnosis.warnings)}")
     if diagnosis.faults:
         faults, cures = diagnosis.format_findings(diagnosis.faults), "\n".join(diagnosis.cures)
-        raise DataError(f"{len(diagnosis.faults)} faults in the dataset of {args.config}\n{faults}\n{cures}".rstrip())
+        found = count(len(diagnosis.faults), "fault")
+        raise DataError(f"{found} in the dataset of {args.config}\n{faults}\n{cures}".rstrip())
     print("\nno fault found")
     return EXIT_OK
 

@@ -23,8 +23,11 @@ from ds_seg.errors import ConfigError, DataError, name_some
 from ds_seg.openmmlab import mend_label_map
 
 from mmcv.utils import Registry  # isort: skip
-from mmseg.datasets import DATASETS, PIPELINES, CustomDataset  # isort: skip
+from mmseg.datasets import DATASETS, PIPELINES, CustomDataset, dataset_wrappers  # isort: skip
 from mmseg.datasets import build_dataset as build_mmseg_dataset  # isort: skip
+
+# MMSeg 0.30 joins no Cityscapes datasets, because of their own evaluate(), which nothing here calls
+dataset_wrappers.CityscapesDataset = ()
 
 _NAMED_AT_MOST = 5
 _NAMES = ("data_root", "img_dir", "ann_dir", "split", "img_suffix", "seg_map_suffix")
@@ -142,6 +145,10 @@ def _parts(cfg: Any, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def find_type_faults(cfg: dict[str, Any], field: str) -> list[str]:
     """What is wrong with the types in one dataset config, named by field, and what to do."""
+    if cfg.get("type") == "ConcatDataset":
+        return [
+            f"{field}.type is 'ConcatDataset', whose parts MMSeg does not build. Give the list of them: {field}=[...]."
+        ]
     faults = _registry_faults(cfg, field, DATASETS)
     count = cfg.get("max_image_num")
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):

@@ -97,9 +97,9 @@ def _collate(samples: list[StreamSample]) -> MicroBatch | DataError | ConfigErro
     for sample in loaded:
         if isinstance(sample, DataError):
             return sample
-        if not isinstance(sample, Mapping) or not {"img", "gt_semantic_seg", "img_metas"} <= set(sample):
+        if not isinstance(sample, Mapping) or not _is_collected(sample):
             return ConfigError(
-                "data.train.pipeline does not collect an image and its labels. End it with "
+                "data.train.pipeline does not collect an image (C, H, W) and its labels (1, H, W). End it with "
                 "DefaultFormatBundle and Collect(keys=['img', 'gt_semantic_seg'])."
             )
     images = [unwrap(sample["img"]).float() for sample in loaded]
@@ -108,6 +108,13 @@ def _collate(samples: list[StreamSample]) -> MicroBatch | DataError | ConfigErro
     fault = _size_fault(images, labels, metas)
     replaced = [bad for item in samples for bad in item.replaced]
     return fault or MicroBatch(torch.stack(images), torch.stack(labels), positions, metas, replaced)
+
+
+def _is_collected(sample: Mapping[str, Any]) -> bool:
+    if not {"img", "gt_semantic_seg", "img_metas"} <= set(sample):
+        return False
+    image, label = unwrap(sample["img"]), unwrap(sample["gt_semantic_seg"])
+    return all(isinstance(value, torch.Tensor) and value.ndim == 3 for value in (image, label)) and len(label) == 1
 
 
 def _size_fault(
@@ -121,7 +128,7 @@ def _size_fault(
         f"{meta.get('filename')}: image {size}, labels {label_size}"
         for meta, size, label_size in zip(metas, sizes, label_sizes, strict=True)
     )
-    return DataError(
-        f"the samples of a micro-batch differ in height and width: {listed}. After RandomCrop(crop_size=S), add "
-        "Pad(size=S, pad_val=0, seg_pad_val=255) to data.train.pipeline."
-    )
+    cure = "After RandomCrop(crop_size=S), add Pad(size=S, pad_val=0, seg_pad_val=255) to data.train.pipeline."
+    if sizes != label_sizes:
+        cure = "Take the step that resizes only one of them, such as SegRescale, out of data.train.pipeline."
+    return DataError(f"the samples of a micro-batch differ in height and width: {listed}. {cure}")

@@ -10,7 +10,6 @@ from torch import nn
 import ds_seg.models.internvit
 import ds_seg.openmmlab  # noqa: F401  (before mmseg)
 from ds_seg.config.build_errors import describe_build_error, find_origin
-from ds_seg.config.faults import OF_A_BASE
 from ds_seg.errors import ConfigError
 
 from mmseg.models.builder import build_backbone as build_mmseg_backbone  # isort: skip
@@ -32,4 +31,4 @@ def build_backbone(model_cfg: Mapping[str, Any]) -> nn.Module:
         raise ConfigError(str(find_origin(error))) from error
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         fault = describe_build_error(error, "model.backbone", section)
-        raise ConfigError(f"model.backbone can't be built: {fault}. Correct it in the config.{OF_A_BASE}") from error
+        raise ConfigError(f"model.backbone can't be built: {fault}. Correct it in the config.") from error

@@ -56,6 +56,15 @@ def test_a_part_within_a_part_is_told_by_its_key(part, described):
     assert describe_build_error(error, "model", section) == described
 
 
+def test_a_key_of_a_dict_which_mmcv_merges_into_that_of_a_base():
+    section = {"type": "Inner", "width": 1, "dept": 2}
+    with pytest.raises(TypeError) as caught:
+        PARTS.build(section)
+    assert describe_build_error(caught.value, "model.part", section).endswith(
+        "width. What comes from _base_ goes with _delete_=True in your own file's section"
+    )
+
+
 def test_what_mmcv_did_not_raise_is_told_as_it_is():
     error = KeyError("x")
     assert find_origin(error) is error

@@ -341,7 +341,22 @@ def test_pipeline_that_collects_no_labels(make_cfg: MakeCfg) -> None:
     dataset = build_dataset(make_cfg(pipeline=pipeline), role="train")
     for num_workers in (0, 1):
         message = read_failure(ConfigError, dataset, num_workers)
-        assert "data.train.pipeline does not collect an image and its labels. End it with" in message
+        assert "data.train.pipeline does not collect an image (C, H, W) and its labels (1, H, W). End it" in message
+
+
+def test_pipeline_that_collects_labels_without_a_channel(make_cfg: MakeCfg) -> None:
+    as_tensors = [{"type": "ImageToTensor", "keys": ["img"]}, {"type": "ToTensor", "keys": ["gt_semantic_seg"]}]
+    pipeline = make_cfg()["pipeline"]
+    dataset = build_dataset(make_cfg(pipeline=[*pipeline[:-2], *as_tensors, pipeline[-1]]), role="train")
+    assert "does not collect an image (C, H, W) and its labels (1, H, W)" in read_failure(ConfigError, dataset, 0)
+
+
+def test_labels_of_another_size_than_their_image(make_cfg: MakeCfg) -> None:
+    pipeline = make_cfg()["pipeline"]
+    rescale = {"type": "SegRescale", "scale_factor": 0.5}
+    dataset = build_dataset(make_cfg(pipeline=[*pipeline[:-2], rescale, *pipeline[-2:]]), role="train")
+    message = read_failure(DataError, dataset, 0)
+    assert "image (28, 28), labels (14, 14)" in message and "such as SegRescale, out of data.train.pip" in message
 
 
 def test_crops_of_different_sizes(make_cfg: MakeCfg) -> None:
