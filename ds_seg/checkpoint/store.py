@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ds_seg.checkpoint.manifest import MANIFEST
-from ds_seg.errors import CheckpointError
+from ds_seg.errors import CheckpointError, WeightsError
 from ds_seg.files import sync_folder, write_text_atomic
 from ds_seg.models.weight_files import is_weight_path
 
@@ -119,7 +119,13 @@ def resolve_weights(given: str) -> Path:
 
     Raises:
         CheckpointError: it is neither a weight file nor a checkpoint, nor a work dir that holds one.
+        WeightsError: it is an address.
     """
+    if "://" in given:
+        raise WeightsError(
+            f"'{given}' is an address, and nothing is downloaded. Name a file on this machine; if model.pretrained has "
+            "it from _base_, write model=dict(pretrained=None) and name the weights in load_from."
+        )
     path = _follow(Path(given))
     return path if is_weight_path(path) and not list_checkpoints(path) else resolve_checkpoint(given)
 

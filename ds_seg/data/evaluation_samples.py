@@ -17,6 +17,7 @@ from ds_seg.data.build import resolve_sample, sample_paths
 from ds_seg.data.loader import load_ahead
 from ds_seg.data.pair_files import read_image_size
 from ds_seg.data.samples import load_or_error, sample_error, unwrap
+from ds_seg.data.training_stream import seeded_noise
 from ds_seg.errors import ConfigError, DataError
 
 
@@ -104,7 +105,8 @@ class _TestViews(Dataset):
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> TestSample | DataError | ConfigError:
-        sample = load_or_error(self.dataset, index)
+        with seeded_noise(0, index):  # a test pipeline may flip at random
+            sample = load_or_error(self.dataset, index)
         if isinstance(sample, DataError):
             return sample
         if not isinstance(sample, Mapping) or not {"img", "img_metas"} <= set(sample):

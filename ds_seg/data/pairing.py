@@ -12,7 +12,7 @@ import ds_seg.openmmlab  # noqa: F401
 
 from mmseg.datasets import CustomDataset  # isort: skip
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm")
 
 
 @dataclass(frozen=True)

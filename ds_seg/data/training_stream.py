@@ -51,7 +51,7 @@ class SeededStream(Dataset):
     def __getitem__(self, position: int) -> StreamSample:
         replaced: list[BadSample] = []
         for index in self._candidates(position):
-            with _seeded_noise(self.seed, position):
+            with seeded_noise(self.seed, position):
                 sample = load_or_error(self.dataset, index)
             if not (self.max_bad_samples and isinstance(sample, UnreadableSample)):
                 return StreamSample(position, sample, replaced)
@@ -69,7 +69,7 @@ class SeededStream(Dataset):
 
 
 @contextlib.contextmanager
-def _seeded_noise(seed: int, position: int) -> Iterator[None]:
+def seeded_noise(seed: int, position: int) -> Iterator[None]:
     """Within it all generators that a pipeline may use are seeded from the pair; afterwards they are as they were."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     words = np.random.SeedSequence((seed, position)).generate_state(6)

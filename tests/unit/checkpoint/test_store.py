@@ -12,7 +12,7 @@ from ds_seg.checkpoint.store import (
     find_checkpoint,
     list_folders,
 )
-from ds_seg.errors import CheckpointError
+from ds_seg.errors import CheckpointError, WeightsError
 
 
 def make(work_dir, name, complete=True):
@@ -118,6 +118,12 @@ def test_a_work_dir_stands_for_its_checkpoint_also_with_weights_in_it(tmp_path):
     assert resolve_weights(str(tmp_path)) == tmp_path
     newest = make(tmp_path, "step_000010")
     assert resolve_weights(str(tmp_path)) == newest
+
+
+@pytest.mark.parametrize("given", ["open-mmlab://resnet50_v1c", "https://example.org/a.pth"])
+def test_addresses_are_no_weights(given):
+    with pytest.raises(WeightsError, match=rf"'{given}' is an address, .* write model=dict\(pretrained=None\)"):
+        resolve_weights(given)
 
 
 @pytest.mark.parametrize(

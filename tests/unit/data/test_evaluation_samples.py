@@ -43,6 +43,19 @@ def test_test_pipeline_without_augmentation_has_one_view(make_cfg: MakeCfg) -> N
     assert meta == {"ori_shape": (44, 60, 3)}
 
 
+def test_what_a_test_pipeline_draws_follows_from_the_image_alone(make_cfg: MakeCfg) -> None:
+    pipeline = [
+        {"type": "LoadImageFromFile"},
+        {"type": "RandomFlip", "prob": 0.5},
+        {"type": "DefaultFormatBundle"},
+        {"type": "Collect", "keys": ["img"], "meta_keys": ("flip",)},
+    ]
+    dataset = build_dataset(make_cfg(pipeline=pipeline), role="test")
+    orders = ([0, 1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0])
+    first, second = ({s.index: s.views[0][1] for s in build_test_items(dataset, o, num_workers=0)} for o in orders)
+    assert first == second and {meta["flip"] for meta in first.values()} == {True, False}
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_failing_test_items(make_cfg: MakeCfg, folder: Path, num_workers: int) -> None:
     path = folder / "images/train/street_4.jpg"

@@ -24,6 +24,13 @@ def test_dots_in_names_are_kept(folder):
     }
 
 
+def test_images_of_the_formats_that_datasets_come_in_are_found(tmp_path):
+    for suffix in ("gif", "ppm", "TIF"):
+        Image.new("RGB", (2, 2)).save(tmp_path / f"a{suffix}.{suffix}")
+    (tmp_path / "notes.txt").write_text("no image")
+    assert len(find_images([str(tmp_path)])) == 3
+
+
 def test_two_images_never_write_one_result(folder):
     with pytest.raises(
         DataError, match=r"frame\.0001\.jpg and .*night/frame\.0001\.jpg would both write frame\.0001\.png"
