@@ -8,7 +8,7 @@ from typing import Any
 
 from ds_seg.config import notes
 from ds_seg.config.dialect import list_ignored_names
-from ds_seg.config.faults import Faults
+from ds_seg.config.faults import Faults, list_fields
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,12 @@ def read_evaluation(given: Any, max_steps: int, faults: Faults) -> EvaluationSet
     save_best = section.get("save_best")
     if save_best not in (None, False, "mIoU", "auto"):
         faults.add("evaluation.save_best", f"got {save_best!r}, want 'mIoU' or None.")
-    if section.get("metric", "mIoU") not in ("mIoU", ["mIoU"]):
-        faults.add("evaluation.metric", f"got {section['metric']!r}, want 'mIoU' (mAcc and aAcc come with it).")
+    if any(metric not in ("mIoU", "mDice") for _, metric in list_fields("", section.get("metric"))):
+        faults.add(
+            "evaluation.metric",
+            f"got {section['metric']!r}, want 'mIoU' or 'mDice' (both are computed, and mAcc and aAcc with them; mDice "
+            "is the F-score of beta 1).",
+        )
     return EvaluationSettings(
         interval_steps=faults.integer("evaluation.interval", section, max_steps, minimum=1),
         window_batch=faults.integer("evaluation.window_batch", section, 1, minimum=1),

@@ -86,6 +86,13 @@ class ConfusionMatrix:
         return torch.tensor(self.acc, dtype=torch.float64).nanmean().item()
 
     @property
+    def mDice(self) -> float:
+        """Mean Dice score (F-score of beta 1) over the classes that have one; NaN if none does."""
+        return (
+            (2 * self.counts_KK.diagonal().double() / (self.counts_KK.sum(0) + self.counts_KK.sum(1))).nanmean().item()
+        )
+
+    @property
     def aAcc(self) -> float:
         """Share of all labelled pixels that is right; NaN if nothing is labelled."""
         return (self.counts_KK.diagonal().sum().double() / self.counts_KK.sum()).item()

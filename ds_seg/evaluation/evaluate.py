@@ -62,6 +62,11 @@ class EvaluationResult:
         return self.confusion.mAcc
 
     @property
+    def mDice(self) -> float:
+        """Mean Dice score of the classes, 0..1."""
+        return self.confusion.mDice
+
+    @property
     def aAcc(self) -> float:
         """Accuracy over all pixels, 0..1."""
         return self.confusion.aAcc
@@ -82,8 +87,8 @@ class EvaluationResult:
         classes.align["class"] = "l"
         for name, iou, acc in zip(self.class_names, self.confusion.iou, self.confusion.acc, strict=True):
             classes.add_row([name, _percent(iou), _percent(acc)])
-        summary = PrettyTable(["images", "mIoU", "mAcc", "aAcc"], align="r")
-        summary.add_row([self.images, _percent(self.mIoU), _percent(self.mAcc), _percent(self.aAcc)])
+        summary = PrettyTable(["images", "mIoU", "mAcc", "mDice", "aAcc"], align="r")
+        summary.add_row([self.images, *map(_percent, (self.mIoU, self.mAcc, self.mDice, self.aAcc))])
         return f"{classes}\n{summary}"
 
     def describe_fault(self) -> str | None:
@@ -96,8 +101,8 @@ class EvaluationResult:
         )
 
     def metrics(self) -> dict[str, float | None]:
-        """`eval/mIoU`, `eval/mAcc`, `eval/aAcc` and `eval/IoU/<class>`, 0..1; None for NaN, so that it is JSON."""
-        values = {"eval/mIoU": self.mIoU, "eval/mAcc": self.mAcc, "eval/aAcc": self.aAcc}
+        """The means as `eval/mIoU` and so on, and `eval/IoU/<class>`, 0..1; None for NaN, so that it is JSON."""
+        values = {f"eval/{name}": getattr(self, name) for name in ("mIoU", "mAcc", "mDice", "aAcc")}
         values.update({f"eval/IoU/{name}": value for name, value in self.iou.items()})
         return {name: None if math.isnan(value) else value for name, value in values.items()}
 

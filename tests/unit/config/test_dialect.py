@@ -49,7 +49,7 @@ def test_other_keys_without_meaning(tmp_path):
     text = """
 fp16 = dict(loss_scale=512.)
 data = dict(persistent_workers=True, prefetch_factor=2, pin_memory=True)
-evaluation = dict(gpu_collect=True, rule="greater")
+evaluation = dict(gpu_collect=True, rule="greater", metric=["mIoU", "mDice"])
 checkpoint_config = dict(create_symlink=False)
 custom_hooks = [dict(type="ToFloat16Hook")]
 """

@@ -130,7 +130,10 @@ def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
         (["runner.max_epochs=20"], r"runner: got .*'max_epochs': 20.*, want dict\(type='IterBasedRunner', max_iters="),
         (["runner.max_iters=0"], r"runner\.max_iters: got 0, want a whole number of at least 1"),
         (["log_config.hooks.1.type=PaviLoggerHook"], r"log_config\.hooks\[1\]: got type 'PaviLoggerHook'"),
-        (["evaluation.metric=mDice"], r"evaluation\.metric: got 'mDice', want 'mIoU'"),
+        (
+            ["evaluation.metric=[mIoU,mFscore]"],
+            r"evaluation\.metric: got \['mIoU', 'mFscore'\], want 'mIoU' or 'mDice' .*; mDice is the F-score of beta 1",
+        ),
         (["evaluation.save_best=loss"], r"evaluation\.save_best: got 'loss'"),
         (["evaluation.by_epoch=True"], r"evaluation\.by_epoch: got True"),
         (

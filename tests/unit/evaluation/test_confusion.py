@@ -35,12 +35,14 @@ def test_metrics_equal_mmsegs_to_float64_rounding():
     for prediction, label in pairs:
         confusion.update(prediction, label, 255)
 
-    theirs = eval_metrics([p for p, _ in pairs], [label for _, label in pairs], 7, 255)
+    predictions, labels = zip(*pairs, strict=True)
+    theirs = eval_metrics(predictions, labels, 7, 255, metrics=["mIoU", "mDice"])
     np.testing.assert_allclose(confusion.iou, theirs["IoU"], rtol=1e-12)
     np.testing.assert_allclose(confusion.acc, theirs["Acc"], rtol=1e-12)
     assert confusion.aAcc == pytest.approx(float(theirs["aAcc"]), rel=1e-12)
     assert confusion.mIoU == pytest.approx(np.nanmean(theirs["IoU"]), rel=1e-12)
     assert confusion.mAcc == pytest.approx(np.nanmean(theirs["Acc"]), rel=1e-12)
+    assert confusion.mDice == pytest.approx(np.nanmean(theirs["Dice"]), rel=1e-12)
     assert math.isnan(confusion.iou[3])
     assert confusion.iou[5] == 0.0
     assert math.isnan(confusion.acc[5])

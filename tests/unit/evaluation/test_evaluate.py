@@ -25,6 +25,7 @@ def test_metrics_are_json_with_none_for_an_absent_class(result):
     assert metrics == {
         "eval/mIoU": pytest.approx((2 / 3 + 1 / 2) / 2),
         "eval/mAcc": pytest.approx((1 + 1 / 2) / 2),
+        "eval/mDice": pytest.approx((4 / 5 + 2 / 3) / 2),
         "eval/aAcc": 0.75,
         "eval/IoU/road": pytest.approx(2 / 3),
         "eval/IoU/sky": 0.5,
@@ -42,4 +43,4 @@ def test_the_table_is_in_percent_with_a_dash_for_an_absent_class(result):
 
     assert ["road", "66.67", "100.00"] in lines
     assert ["tree", "-", "-"] in lines
-    assert ["1", "58.33", "75.00", "75.00"] in lines
+    assert ["1", "58.33", "75.00", "73.33", "75.00"] in lines
