@@ -30,6 +30,8 @@ from mmseg.datasets import build_dataset as build_mmseg_dataset  # isort: skip
 dataset_wrappers.CityscapesDataset = ()
 
 _NAMED_AT_MOST = 5
+_OF_STEPS = ("MultiScaleFlipAug", "Compose")
+"""Steps whose `transforms` are steps too; those of a user's own, such as Albu, may be anything."""
 _NAMES = ("data_root", "img_dir", "ann_dir", "split", "img_suffix", "seg_map_suffix")
 """What is text in a dataset's config, or a list of texts."""
 
@@ -90,6 +92,9 @@ def build_dataset(cfg: dict[str, Any], *, role: str, tolerate_missing: bool = Fa
         fault = describe_build_error(error, field, cfg)
         raise ConfigError(f"{field} can't be built: {fault}. Correct {field}.") from error
     leaves = leaf_datasets(dataset)
+    strange = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, CustomDataset)]
+    if strange:
+        raise ConfigError(f"{field}: {strange[0]} is no dataset of MMSeg's kind. Derive it from CustomDataset.")
     _raise_all(ConfigError, [fault for leaf in leaves for fault in _label_faults(leaf, field, role)])
     _raise_all(ConfigError, _mixture_faults(leaves, field))
     _raise_all(DataError, [fault for leaf in leaves for fault in _file_faults(leaf, field, tolerate_missing)])
@@ -102,9 +107,7 @@ def leaf_datasets(dataset: Any) -> list[CustomDataset]:
     """The datasets that read files, inside any of MMSeg's wrappers (concatenated, repeated, mixed)."""
     if hasattr(dataset, "datasets"):
         return [leaf for part in dataset.datasets for leaf in leaf_datasets(part)]
-    if isinstance(dataset, CustomDataset):
-        return [dataset]
-    return leaf_datasets(dataset.dataset)
+    return leaf_datasets(dataset.dataset) if hasattr(dataset, "dataset") else [dataset]
 
 
 def resolve_sample(dataset: Any, index: int) -> tuple[CustomDataset, int]:
@@ -166,7 +169,8 @@ def _pipeline_faults(pipeline: list[dict[str, Any]], field: str) -> list[str]:
     faults = []
     for index, step in enumerate(pipeline):
         faults += _registry_faults(step, f"{field}[{index}]", PIPELINES)
-        faults += _pipeline_faults(step.get("transforms") or [], f"{field}[{index}].transforms")
+        if step.get("type") in _OF_STEPS:
+            faults += _pipeline_faults(step.get("transforms") or [], f"{field}[{index}].transforms")
     return faults
 
 

@@ -14,7 +14,25 @@ from ds_seg.data.camvid import CamVidDataset
 from ds_seg.data.demo_dataset import DemoScenesDataset
 from ds_seg.errors import ConfigError, DataError
 
+from mmseg.datasets import DATASETS, PIPELINES  # isort: skip
+
 MakeCfg = Callable[..., dict[str, Any]]
+
+
+class OnlyNumbers:
+    """A dataset that is none of MMSeg's."""
+
+    CLASSES = PALETTE = None
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Albu:
+    """A step that has steps of another library."""
+
+    def __init__(self, transforms: list[dict[str, Any]]) -> None:
+        pass
 
 
 def test_builds_without_touching_the_config(make_cfg: MakeCfg) -> None:
@@ -54,6 +72,27 @@ def test_a_concatenation_is_written_as_a_list(make_cfg: MakeCfg) -> None:
         ConfigError, match=r"data\.train\.dataset\.type is 'ConcatDataset', .*: data\.train\.dataset=\["
     ):
         build_dataset({"type": "RepeatDataset", "times": 2, "dataset": joined}, role="train")
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry, part in ((DATASETS, OnlyNumbers), (PIPELINES, Albu)):
+        monkeypatch.setitem(registry.module_dict, part.__name__, part)
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_dataset_of_another_kind_than_mmsegs(make_cfg: MakeCfg) -> None:
+    for cfg in ({"type": "OnlyNumbers"}, [make_cfg(), {"type": "OnlyNumbers"}]):
+        with pytest.raises(
+            ConfigError, match=r"^data\.train: OnlyNumbers is no dataset .* Derive it from CustomDataset"
+        ):
+            build_dataset(cfg, role="train")
+
+
+@pytest.mark.usefixtures("registered")
+def test_what_a_step_of_the_users_own_is_made_of_is_not_judged(make_cfg: MakeCfg) -> None:
+    step = {"type": "Albu", "transforms": [{"type": "HorizontalFlip", "p": 0.5}]}
+    assert len(build_dataset(make_cfg(pipeline=[*make_cfg()["pipeline"], step]), role="train")) == 7
 
 
 def test_missing_folders_are_named_with_field_path_and_remedy(make_cfg: MakeCfg, folder: Path) -> None:
