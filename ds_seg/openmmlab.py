@@ -9,7 +9,8 @@ Importing this module makes `import mmcv.runner` and `import mmseg.models` work:
 * `mmcv._ext`, the compiled operators, is absent from the pure-Python build of mmcv-full. A stand-in
   lets mmseg import; calling an operator raises and tells how to build it.
 
-`mend_label_map` is for datasets that pick some of their classes, whose ids numpy 2 would not store.
+`mend_label_map` is for datasets that pick some of their classes, whose ids numpy 2 would not store;
+`mend_concatenation` for Cityscapes, of which MMSeg joins no two.
 
 A torchvision that imports and an mmcv whose operators load are left exactly as they are.
 """
@@ -130,6 +131,11 @@ def mend_label_map(dataset: Any) -> None:
     """
     if dataset.label_map is not None:
         dataset.label_map = {old: new % 256 for old, new in dataset.label_map.items()}
+
+
+def mend_concatenation() -> None:
+    """Let MMSeg 0.30 join Cityscapes datasets, which it refuses because of their own `evaluate`; nothing calls that."""
+    importlib.import_module("mmseg.datasets.dataset_wrappers").CityscapesDataset = ()  # type: ignore[attr-defined]
 
 
 def torchvision_is_mended() -> bool:

@@ -20,14 +20,13 @@ from ds_seg.data.image_lists import find_encoding_fault, list_images
 from ds_seg.data.pair_files import accept_large_images
 from ds_seg.data.pairing import count_suffixes, find_unpaired
 from ds_seg.errors import ConfigError, DataError, name_some
-from ds_seg.openmmlab import mend_label_map
+from ds_seg.openmmlab import mend_concatenation, mend_label_map
 
 from mmcv.utils import Registry  # isort: skip
-from mmseg.datasets import DATASETS, PIPELINES, CustomDataset, dataset_wrappers  # isort: skip
+from mmseg.datasets import DATASETS, PIPELINES, CustomDataset  # isort: skip
 from mmseg.datasets import build_dataset as build_mmseg_dataset  # isort: skip
 
-# MMSeg 0.30 joins no Cityscapes datasets, because of their own evaluate(), which nothing here calls
-dataset_wrappers.CityscapesDataset = ()
+mend_concatenation()
 
 _NAMED_AT_MOST = 5
 _OF_STEPS = ("MultiScaleFlipAug", "Compose")

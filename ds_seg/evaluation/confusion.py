@@ -88,9 +88,8 @@ class ConfusionMatrix:
     @property
     def mDice(self) -> float:
         """Mean Dice score (F-score of beta 1) over the classes that have one; NaN if none does."""
-        return (
-            (2 * self.counts_KK.diagonal().double() / (self.counts_KK.sum(0) + self.counts_KK.sum(1))).nanmean().item()
-        )
+        hits_K = self.counts_KK.diagonal().double()
+        return (2 * hits_K / (self.counts_KK.sum(0) + self.counts_KK.sum(1))).nanmean().item()
 
     @property
     def aAcc(self) -> float:
