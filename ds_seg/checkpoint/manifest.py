@@ -123,19 +123,18 @@ def verify_file(folder: Path, name: str) -> None:
 
 
 def _compare(folder: Path, files: Mapping[str, FileEntry]) -> None:
-    faults = [fault for name, wanted in files.items() if (fault := _find_fault(folder / name, wanted))]
+    faults = [f"{name} {fault}" for name, wanted in files.items() if (fault := _find_fault(folder / name, wanted))]
     if faults:
-        named = "; ".join(f"{path.relative_to(folder)} {fault}" for path, fault in faults)
-        raise CheckpointError(f"Checkpoint {folder} is damaged: {named}. {_remedy(folder)}")
+        raise CheckpointError(f"Checkpoint {folder} is damaged: {'; '.join(faults)}. {_remedy(folder)}")
 
 
-def _find_fault(path: Path, wanted: FileEntry) -> tuple[Path, str] | None:
+def _find_fault(path: Path, wanted: FileEntry) -> str | None:
     try:
         if misfit := _find_misfit(path, wanted):
-            return path, misfit
-        return None if _measure(path) == wanted else (path, "has another checksum")
+            return misfit
+        return None if _measure(path) == wanted else "has another checksum"
     except OSError as error:
-        return path, f"can't be read ({error.strerror})"
+        return f"can't be read ({error.strerror})"
 
 
 def _find_misfit(path: Path, wanted: FileEntry) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -34,6 +33,7 @@ from ds_seg.engine.engines import Engines
 from ds_seg.engine.precision import validate_precision
 from ds_seg.supervision import stop
 from ds_seg.supervision.progress import SLOW, enter_phase
+from ds_seg.versions import find_versions
 
 _PACKAGES = ("torch", "deepspeed", "safetensors")
 
@@ -156,7 +156,7 @@ class CheckpointSaver:
             keep_every_steps=run.checkpoints.keep_interval_steps,
             world_size=run.world_size,
             config_digest=self._config_digest,
-            versions={"ds_seg": __version__, **{name: version(name) for name in _PACKAGES}},
+            versions={"ds_seg": __version__, **find_versions(_PACKAGES)},
         )
 
     def _collect(self, save: Save, state: TrainingState) -> tuple[dict[str, FileContent], list[str]]:
