@@ -17,7 +17,7 @@ import ds_seg.data.folders
 import ds_seg.data.transforms  # noqa: F401
 from ds_seg.config.build_errors import describe_build_error
 from ds_seg.data.image_lists import find_encoding_fault, list_images
-from ds_seg.data.pair_files import accept_large_images
+from ds_seg.data.pair_files import accept_large_images, is_on_disk
 from ds_seg.data.pairing import count_suffixes, find_unpaired
 from ds_seg.errors import ConfigError, DataError, name_some
 from ds_seg.openmmlab import mend_concatenation, mend_label_map
@@ -191,7 +191,7 @@ def _nearest(name: str, registry: Registry) -> str:
 
 
 def _path_faults(cfg: dict[str, Any], field: str) -> list[str]:
-    if cfg.get("file_client_args", {}).get("backend", "disk") != "disk":
+    if not is_on_disk(cfg.get("file_client_args", {})):
         return []
     root = Path(cfg.get("data_root") or "")
     remedy = (
@@ -280,7 +280,7 @@ def _file_faults(leaf: CustomDataset, field: str, tolerate_missing: bool) -> lis
 def _no_image_fault(leaf: CustomDataset, field: str) -> str:
     if leaf.split:
         return f"{field}: split {leaf.split} lists no image. Write a name without suffix on each line."
-    suffixes = count_suffixes(leaf.img_dir) if leaf.file_client_args.get("backend", "disk") == "disk" else []
+    suffixes = count_suffixes(leaf.img_dir) if is_on_disk(leaf.file_client_args) else []
     found = ", ".join(f"{suffix or 'no suffix'} ({count})" for suffix, count in suffixes) or "no file at all"
     cure = f"{field}.img_suffix='{suffixes[0][0]}' (where its type takes one) or " if suffixes else ""
     folder = Path(leaf.img_dir).resolve()

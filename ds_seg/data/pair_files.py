@@ -103,6 +103,11 @@ def inspect_pair(pair: PairFiles, *, decode_image: bool) -> PairReport:
     return PairReport(tuple(faults), size_HW, pixels_by_id, digest)
 
 
+def is_on_disk(file_client: Mapping[str, Any]) -> bool:
+    """Whether MMCV's `file_client_args` read plain files, which may be listed and opened; its default."""
+    return file_client.get("backend", "disk") == "disk"
+
+
 def read_image_size(content: bytes) -> tuple[int, int]:
     """Height and width in px that the image has once its EXIF orientation is applied, as OpenCV does.
 
@@ -276,7 +281,7 @@ def _read_bytes(pair: PairFiles, path: str, kind: str) -> tuple[bytes | None, Fa
 
 
 def _load_bytes(file_client: Mapping[str, Any], path: str) -> bytes:
-    if file_client.get("backend", "disk") == "disk":
+    if is_on_disk(file_client):
         return Path(path).read_bytes()
     import ds_seg.openmmlab  # noqa: F401
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ds_seg.openmmlab  # noqa: F401
+from ds_seg.data.pair_files import is_on_disk
 
 from mmseg.datasets import CustomDataset  # isort: skip
 
@@ -40,7 +41,7 @@ def find_unpaired(leaf: CustomDataset, field: str) -> Unpaired:
         leaf: a dataset that reads files; one that doesn't read them from a disk is not looked at.
         field: dotted config field of the dataset, for the hints.
     """
-    if leaf.file_client_args.get("backend", "disk") != "disk":
+    if not is_on_disk(leaf.file_client_args):
         return Unpaired([], [], [], [], "", "")
     images, annotations = _list_files(leaf.img_dir), set() if leaf.ann_dir is None else _list_files(leaf.ann_dir)
     absent_images = _absent((info["filename"] for info in leaf.img_infos), images)

@@ -9,7 +9,7 @@ import ds_seg.openmmlab  # noqa: F401
 from ds_seg.data.bad_samples import UnreadableSample
 from ds_seg.data.build import resolve_sample, sample_paths
 from ds_seg.data.lint import find_pair_faults
-from ds_seg.data.pair_files import validate_whole
+from ds_seg.data.pair_files import is_on_disk, validate_whole
 from ds_seg.errors import DataError
 
 from mmcv.parallel import DataContainer  # isort: skip
@@ -27,7 +27,7 @@ def load_or_error(dataset: Any, index: int) -> Any:
 
 def _validate_files(dataset: Any, index: int) -> None:
     leaf, inner = resolve_sample(dataset, index)
-    if leaf.file_client_args.get("backend", "disk") == "disk":
+    if is_on_disk(leaf.file_client_args):
         for path in filter(None, sample_paths(leaf, inner)):
             validate_whole(path)
 
