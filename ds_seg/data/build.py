@@ -16,7 +16,7 @@ import ds_seg.data.demo_dataset
 import ds_seg.data.folders
 import ds_seg.data.transforms  # noqa: F401
 from ds_seg.config.build_errors import describe_build_error
-from ds_seg.data.image_lists import find_encoding_fault, list_images
+from ds_seg.data.image_lists import build_through_lists, find_encoding_fault
 from ds_seg.data.pair_files import accept_large_images, is_on_disk
 from ds_seg.data.pairing import count_suffixes, find_unpaired
 from ds_seg.errors import ConfigError, DataError, name_some
@@ -84,7 +84,7 @@ def build_dataset(cfg: dict[str, Any], *, role: str, tolerate_missing: bool = Fa
     _raise_all(DataError, [fault for name, part in parts for fault in _path_faults(part, name)])
     own_cfg = copy.deepcopy(cfg)
     for _, part in list(_parts(own_cfg, field)):
-        list_images(part)
+        build_through_lists(part)
     try:
         dataset = build_mmseg_dataset(own_cfg, None if role == "train" else {"test_mode": True})
     except (TypeError, ValueError, KeyError, AssertionError, AttributeError, OSError, NotImplementedError) as error:

@@ -17,7 +17,7 @@ _DRAW_SEED = 0
 _BYTE_ORDER_MARK = "\ufeff"
 
 
-def list_images(cfg: dict[str, Any]) -> None:
+def build_through_lists(cfg: dict[str, Any]) -> None:
     """Let a dataset config with a split file or `max_image_num` build through `_build_listed_images`, in place."""
     inner = dict(cfg)
     count = inner.pop("max_image_num", None)

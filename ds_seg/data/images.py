@@ -145,7 +145,7 @@ def validate_images(dataset: ImageFiles) -> None:
     Raises:
         DataError: naming each one that is not.
     """
-    faults = [fault for index in range(len(dataset)) for fault in find_pair_faults(dataset, index, num_classes=256)]
+    faults = [fault for index in range(len(dataset)) for fault in find_pair_faults(dataset, index, decode_image=False)]
     if faults:
         raise DataError("\n".join([f"{len(faults)} of {len(dataset)} images can't be used:", *faults]))
 

@@ -22,6 +22,8 @@ from mmseg.datasets.pipelines import LoadAnnotations  # isort: skip
 
 _NAMED_AT_MOST = 5
 _BROKEN_FILES = "Replace the files that can't be used, or leave their images out with a split file."
+_ANY_8_BIT_ID = 256
+"""Classes of which every id of an 8-bit mask names one."""
 _REPLACEABLE = {"unreadable", "damaged", "thin"}
 """Kinds of faults that keep a sample from loading; the others would load, and train on something wrong."""
 _CURES = {
@@ -83,19 +85,18 @@ def validate_annotations(
     )
 
 
-def find_pair_faults(leaf: CustomDataset, index: int, num_classes: int, *, decode_image: bool = False) -> list[str]:
-    """What is wrong with one image and its annotation.
+def find_pair_faults(leaf: CustomDataset, index: int, *, decode_image: bool) -> list[str]:
+    """What keeps one image and its annotation from being read, whatever classes the ids stand for.
 
     Args:
         leaf: The dataset that reads the files.
         index: Of the sample in `leaf`.
-        num_classes: Number of classes after label 0 is reduced.
         decode_image: Whether to decode the image too.
 
     Returns:
-        One sentence a fault, each with the path; empty if the pair can be used.
+        One sentence a fault, each with the path; empty if the pair can be read.
     """
-    report = inspect_pair(_describe_pair(leaf, index, label_rule(leaf, num_classes)), decode_image=decode_image)
+    report = inspect_pair(_describe_pair(leaf, index, label_rule(leaf, _ANY_8_BIT_ID)), decode_image=decode_image)
     return [fault.message for fault in report.faults]
 
 

@@ -35,7 +35,7 @@ def _validate_files(dataset: Any, index: int) -> None:
 def sample_error(dataset: Any, index: int, error: Exception) -> DataError:
     """The error that names the files of a sample that did not load, and what is wrong with them."""
     leaf, inner = resolve_sample(dataset, index)
-    faults = find_pair_faults(leaf, inner, num_classes=256, decode_image=True)
+    faults = find_pair_faults(leaf, inner, decode_image=True)
     image_path, annotation_path = sample_paths(leaf, inner)
     if faults:
         unreadable = UnreadableSample("; ".join(faults) + ". Replace or remove the file.")
