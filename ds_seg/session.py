@@ -17,7 +17,7 @@ from ds_seg.config import RunConfig
 from ds_seg.config.data_section import list_steps
 from ds_seg.config.deepspeed_json import offloaded_share
 from ds_seg.data.build import leaf_datasets
-from ds_seg.data.evaluation_samples import TestSample, build_test_items, load_ground_truth
+from ds_seg.data.evaluation_samples import EvaluationSample, load_evaluation_samples, load_ground_truth
 from ds_seg.data.images import open_images
 from ds_seg.engine.engines import Engines, build_modules
 from ds_seg.engine.groups import find_idle_multipliers
@@ -158,7 +158,7 @@ class Evaluator:
 
     def _cut_first_image(self) -> None:
         grid = Grid(self.run.model.test_cfg, self.run.patch_size)
-        for sample in build_test_items(self.dataset, _own_indices(self.dataset)[:1], num_workers=0):
+        for sample in load_evaluation_samples(self.dataset, _own_indices(self.dataset)[:1], num_workers=0):
             for image_13HW, _ in sample.views:
                 grid.windows(*image_13HW.shape[-2:])
 
@@ -205,8 +205,8 @@ def _own_indices(dataset: Any) -> range:
     return range(distributed.rank(), len(dataset), distributed.world_size())
 
 
-def _own_samples(run: RunConfig, dataset: Any) -> Iterator[TestSample]:
-    return build_test_items(dataset, _own_indices(dataset), num_workers=run.workers)
+def _own_samples(run: RunConfig, dataset: Any) -> Iterator[EvaluationSample]:
+    return load_evaluation_samples(dataset, _own_indices(dataset), num_workers=run.workers)
 
 
 def _inference_options(

@@ -22,17 +22,15 @@ from ds_seg.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
-class TestSample:
+class EvaluationSample:
     """One image of a test dataset in each of its augmented views."""
-
-    __test__ = False  # for pytest, which takes a class of this name for a test case
 
     index: int
     views: list[tuple[torch.Tensor, dict[str, Any]]]
     """(1, 3, H, W) float32 image and its img_metas, one a scale and flip."""
 
 
-def build_test_items(dataset: Any, indices: Sequence[int], *, num_workers: int) -> Iterator[TestSample]:
+def load_evaluation_samples(dataset: Any, indices: Sequence[int], *, num_workers: int) -> Iterator[EvaluationSample]:
     """Iterate over the samples `indices` of a test-mode dataset, in that order.
 
     Args:
@@ -84,7 +82,7 @@ def load_ground_truth(dataset: Any, index: int) -> np.ndarray:
     return label_HW
 
 
-def make_test_sample(index: int, sample: Mapping[str, Any]) -> TestSample:
+def make_evaluation_sample(index: int, sample: Mapping[str, Any]) -> EvaluationSample:
     """The views that a test pipeline has put into `img` and `img_metas`.
 
     Args:
@@ -95,7 +93,7 @@ def make_test_sample(index: int, sample: Mapping[str, Any]) -> TestSample:
     if not isinstance(images, list):
         images, metas = [images], [metas]
     views = [(unwrap(image)[None].float(), unwrap(meta)) for image, meta in zip(images, metas, strict=True)]
-    return TestSample(index, views)
+    return EvaluationSample(index, views)
 
 
 class _TestViews(Dataset):
@@ -104,14 +102,14 @@ class _TestViews(Dataset):
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, index: int) -> TestSample | DataError | ConfigError:
+    def __getitem__(self, index: int) -> EvaluationSample | DataError | ConfigError:
         with seeded_noise(0, index):  # a test pipeline may flip at random
             sample = load_or_error(self.dataset, index)
         if isinstance(sample, DataError):
             return sample
         if not isinstance(sample, Mapping) or not {"img", "img_metas"} <= set(sample):
             return ConfigError("the test pipeline does not collect an image. End it with Collect(keys=['img']).")
-        return make_test_sample(index, sample)
+        return make_evaluation_sample(index, sample)
 
 
 def _first(items: list[Any]) -> Any:

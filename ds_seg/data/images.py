@@ -14,7 +14,7 @@ import numpy as np
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg.config.data_section import evaluation_role
 from ds_seg.data.build import describe_missing_classes, find_type_faults
-from ds_seg.data.evaluation_samples import TestSample, make_test_sample
+from ds_seg.data.evaluation_samples import EvaluationSample, make_evaluation_sample
 from ds_seg.data.lint import find_pair_faults
 from ds_seg.data.pair_files import accept_large_images
 from ds_seg.data.pairing import IMAGE_SUFFIXES
@@ -69,7 +69,7 @@ class ArrayPipeline:
                 f"the test pipeline can't be built: {error}. Import the module that registers its steps first."
             ) from error
 
-    def __call__(self, index: int, image_HW3: np.ndarray) -> TestSample:
+    def __call__(self, index: int, image_HW3: np.ndarray) -> EvaluationSample:
         """The views of an RGB image, as if it had been read from a file without loss."""
         image_bgr_HW3 = np.ascontiguousarray(image_HW3[:, :, ::-1]).astype(self._dtype)
         sample: dict[str, Any] = {
@@ -81,7 +81,7 @@ class ArrayPipeline:
             "img_norm_cfg": {"mean": np.zeros(3, np.float32), "std": np.ones(3, np.float32), "to_rgb": False},
         }
         sample |= dict.fromkeys(("img_shape", "ori_shape", "pad_shape"), image_bgr_HW3.shape)
-        return make_test_sample(index, self._steps(sample))
+        return make_evaluation_sample(index, self._steps(sample))
 
 
 def open_images(data: Mapping[str, Any], paths: Sequence[Path]) -> ImageFiles:

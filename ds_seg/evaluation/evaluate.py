@@ -13,9 +13,10 @@ import torch
 from prettytable import PrettyTable
 
 from ds_seg import distributed
+from ds_seg.data.evaluation_samples import EvaluationSample
 from ds_seg.errors import DsSegError
 from ds_seg.evaluation.confusion import ConfusionMatrix
-from ds_seg.evaluation.lockstep import EncodeDecode, Prediction, Sample, predict_images
+from ds_seg.evaluation.lockstep import EncodeDecode, Prediction, predict_images
 
 if TYPE_CHECKING:
     from typing_extensions import NotRequired, Unpack
@@ -109,7 +110,7 @@ class EvaluationResult:
 
 def evaluate_dataset(
     dataset: Sized,
-    samples: Iterable[Sample],
+    samples: Iterable[EvaluationSample],
     encode_decode: EncodeDecode,
     *,
     num_classes: int,

@@ -9,17 +9,18 @@ Shape suffixes: B windows in a batch; C channels of an image; K output channels;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from ds_seg import distributed
+from ds_seg.data.evaluation_samples import EvaluationSample
 from ds_seg.errors import ConfigError
 from ds_seg.evaluation.windows import Grid, Window
 from ds_seg.supervision import stop
@@ -27,20 +28,6 @@ from ds_seg.supervision.progress import enter_phase
 
 EncodeDecode = Callable[[torch.Tensor], torch.Tensor]
 _NO_WINDOW = 2**31 - 1
-
-
-class Sample(Protocol):
-    """An image to segment: its place in the dataset and the views of it to average."""
-
-    @property
-    def index(self) -> int:
-        """Position in the dataset."""
-        ...
-
-    @property
-    def views(self) -> Sequence[tuple[torch.Tensor, Mapping[str, Any]]]:
-        """Pairs of an image (1, C, H, W), float32, and its MMSeg meta."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -176,7 +163,7 @@ class _Queue:
 
 
 def predict_images(
-    samples: Iterable[Sample],
+    samples: Iterable[EvaluationSample],
     encode_decode: EncodeDecode,
     *,
     test_cfg: Mapping[str, Any],
@@ -248,7 +235,7 @@ def _complete_images(batch: list[_Job], logits_BKhw: torch.Tensor, settings: _Se
             yield job.image.finish(settings)
 
 
-def _iterate_jobs(samples: Iterable[Sample], settings: _Settings) -> Iterator[_Job]:
+def _iterate_jobs(samples: Iterable[EvaluationSample], settings: _Settings) -> Iterator[_Job]:
     for sample in samples:
         views = list(sample.views)
         image = _Image(sample.index, views[0][1], len(views), len(views))

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ds_seg.data.evaluation_samples import make_test_sample
+from ds_seg.data.evaluation_samples import make_evaluation_sample
 from ds_seg.data.images import ArrayPipeline, ImageFiles, open_images, validate_images
 from ds_seg.errors import ConfigError
 from tiny_export import CLASSES, PALETTE, PIPELINE
@@ -16,7 +16,7 @@ def test_an_array_passes_as_the_file_does(tmp_path, to_float32, flip):
     Image.fromarray(image_HW3).save(tmp_path / "a.png")
     pipeline = [{**PIPELINE[0], "to_float32": to_float32}, {**PIPELINE[1], "flip": flip}]
     files = ImageFiles([tmp_path / "a.png"], pipeline, CLASSES, PALETTE)
-    wanted, got = make_test_sample(3, files[0]), ArrayPipeline(pipeline)(3, image_HW3)
+    wanted, got = make_evaluation_sample(3, files[0]), ArrayPipeline(pipeline)(3, image_HW3)
     assert got.index == 3 and len(got.views) == len(wanted.views) == 1 + flip
     for (got_13HW, got_meta), (wanted_13HW, wanted_meta) in zip(got.views, wanted.views, strict=True):
         assert torch.equal(got_13HW, wanted_13HW)

@@ -8,7 +8,7 @@ import pytest
 
 from ds_seg.data.build import build_dataset
 from ds_seg.data.camvid import CamVidDataset
-from ds_seg.data.evaluation_samples import build_test_items, load_ground_truth
+from ds_seg.data.evaluation_samples import load_evaluation_samples, load_ground_truth
 from ds_seg.data.lint import validate_annotations
 from ds_seg.data.training_batches import build_train_loader
 
@@ -54,7 +54,7 @@ def test_camvid_loads_trains_and_scores(camvid_root: Path, monkeypatch: pytest.M
     batch = next(stream)
     assert batch.images_B3HW.shape == (4, 3, 252, 252)
     assert set(np.unique(batch.labels_B1HW)) <= {*range(11), 255}
-    (sample,) = build_test_items(val, [100], num_workers=0)
+    (sample,) = load_evaluation_samples(val, [100], num_workers=0)
     (image_13HW, meta) = sample.views[0]
     assert image_13HW.shape == (1, 3, 364, 490)
     assert meta["ori_shape"][:2] == load_ground_truth(val, 100).shape == (360, 480)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ds_seg.data.build import build_dataset
-from ds_seg.data.evaluation_samples import build_test_items, load_ground_truth
+from ds_seg.data.evaluation_samples import load_evaluation_samples, load_ground_truth
 from ds_seg.errors import ConfigError, DataError
 
 MakeCfg = Callable[..., dict[str, Any]]
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:User
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_test_items_come_in_order_with_every_view(make_cfg: MakeCfg, num_workers: int) -> None:
     dataset = build_dataset(make_cfg("test"), role="test")
-    samples = list(build_test_items(dataset, [5, 0, 3], num_workers=num_workers))
+    samples = list(load_evaluation_samples(dataset, [5, 0, 3], num_workers=num_workers))
     assert [sample.index for sample in samples] == [5, 0, 3]
     for sample in samples:
         shapes = [tuple(image_13HW.shape) for image_13HW, _ in sample.views]
@@ -37,7 +37,7 @@ def test_test_pipeline_without_augmentation_has_one_view(make_cfg: MakeCfg) -> N
         {"type": "ImageToTensor", "keys": ["img"]},
         {"type": "Collect", "keys": ["img"], "meta_keys": ("ori_shape",)},
     ]
-    (sample,) = build_test_items(build_dataset(make_cfg(pipeline=pipeline), role="test"), [1], num_workers=0)
+    (sample,) = load_evaluation_samples(build_dataset(make_cfg(pipeline=pipeline), role="test"), [1], num_workers=0)
     ((image_13HW, meta),) = sample.views
     assert (image_13HW.shape, image_13HW.dtype) == ((1, 3, 44, 60), torch.float32)
     assert meta == {"ori_shape": (44, 60, 3)}
@@ -62,10 +62,10 @@ def test_failing_test_items(make_cfg: MakeCfg, folder: Path, num_workers: int) -
     path.write_bytes(b"")
     dataset = build_dataset(make_cfg("test"), role="test")
     with pytest.raises(DataError, match=rf"^image {path}: the file is empty\. Replace"):
-        list(build_test_items(dataset, [0, 4], num_workers=num_workers))
+        list(load_evaluation_samples(dataset, [0, 4], num_workers=num_workers))
     dataset = build_dataset(make_cfg(pipeline=[{"type": "LoadImageFromFile"}]), role="test")
     with pytest.raises(ConfigError, match=r"^the test pipeline does not collect an image\. End it with Collect"):
-        list(build_test_items(dataset, [0], num_workers=num_workers))
+        list(load_evaluation_samples(dataset, [0], num_workers=num_workers))
 
 
 @pytest.mark.parametrize("reduced_by_loader", [False, True])
