@@ -23,7 +23,7 @@ from ds_seg.checkpoint.description import ModelDescription, read_description
 from ds_seg.checkpoint.export import DTYPES
 from ds_seg.data.images import ArrayPipeline
 from ds_seg.errors import DataError, UserError, WeightsError
-from ds_seg.evaluation.lockstep import predict_images
+from ds_seg.evaluation.lockstep import InferenceSettings, predict_images
 from ds_seg.models.backbone_building import build_backbone
 from ds_seg.models.heads import SegmentationHeads, build_heads
 from ds_seg.models.weight_files import WeightFiles
@@ -96,9 +96,7 @@ class SegmentationModel:
         return found if several else found[0]
 
     def _segment(self, images: Sequence[np.ndarray], probabilities: bool) -> list[Segmentation]:
-        predictions = predict_images(
-            (self._pipeline(index, image_HW3) for index, image_HW3 in enumerate(images)),
-            self._encode_decode,
+        settings = InferenceSettings(
             test_cfg=self._description.model["test_cfg"],
             in_channels=self.backbone.in_chans,  # type: ignore[arg-type]
             out_channels=self.heads.out_channels,
@@ -109,6 +107,8 @@ class SegmentationModel:
             threshold=self.heads.threshold,
             keep_scores=probabilities,
         )
+        samples = (self._pipeline(index, image_HW3) for index, image_HW3 in enumerate(images))
+        predictions = predict_images(samples, self._encode_decode, settings)
         return [Segmentation(one.labels_HW, one.scores_KHW) for one in predictions]
 
     def _encode_decode(self, images_B3HW: torch.Tensor) -> torch.Tensor:

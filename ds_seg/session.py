@@ -24,8 +24,8 @@ from ds_seg.engine.groups import find_idle_multipliers
 from ds_seg.engine.operator_builds import expect_cpu_adam
 from ds_seg.engine.precision import validate_precision
 from ds_seg.errors import ConfigError, name_some
-from ds_seg.evaluation.evaluate import EvaluationResult, InferenceOptions, evaluate_dataset
-from ds_seg.evaluation.lockstep import Prediction, predict_images
+from ds_seg.evaluation.evaluate import EvaluationResult, evaluate_dataset
+from ds_seg.evaluation.lockstep import InferenceSettings, Prediction, predict_images
 from ds_seg.evaluation.windows import Grid
 from ds_seg.models.heads import SegmentationHeads
 from ds_seg.models.load_weights import stream_rounded
@@ -133,12 +133,11 @@ def _list_pretrained(run: RunConfig) -> list[str | None]:
     return [*named, run.load_from]
 
 
-def predict_dataset(
-    run: RunConfig, engines: Engines, dataset: Any, *, window_batch: int | None = None
-) -> Iterator[Prediction]:
+def predict_dataset(run: RunConfig, engines: Engines, dataset: Any) -> Iterator[Prediction]:
     """Segment this rank's share of a dataset; a collective over all ranks, who must all exhaust the iterator."""
-    options = _inference_options(run, engines, dataset, window_batch, label="segmenting")
-    return predict_images(_own_samples(run, dataset), engines.encode_decode, **options)
+    engines.train(False)
+    settings = _read_settings(run, engines, window_batch=None)
+    return predict_images(_own_samples(run, dataset), engines.encode_decode, settings, _track(dataset, "segmenting"))
 
 
 class Evaluator:
@@ -167,17 +166,19 @@ class Evaluator:
 
         What was gathered for it is let go at its end.
         """
+        engines.train(False)
         try:
             return evaluate_dataset(
                 self.dataset,
                 _own_samples(self.run, self.dataset),
                 engines.encode_decode,
+                _read_settings(self.run, engines, self.window_batch),
                 num_classes=engines.heads.num_classes,
                 class_names=self.dataset.CLASSES,
                 load_label=lambda index: load_ground_truth(self.dataset, index),
                 ignore_index=leaf_datasets(self.dataset)[0].ignore_index,
                 on_prediction=on_prediction,
-                **_inference_options(self.run, engines, self.dataset, self.window_batch, label="evaluating"),
+                progress=_track(self.dataset, "evaluating"),
             )
         finally:
             engines.backbone.empty_partition_cache()
@@ -209,18 +210,18 @@ def _own_samples(run: RunConfig, dataset: Any) -> Iterator[EvaluationSample]:
     return load_evaluation_samples(dataset, _own_indices(dataset), num_workers=run.workers)
 
 
-def _inference_options(
-    run: RunConfig, engines: Engines, dataset: Any, window_batch: int | None, *, label: str
-) -> InferenceOptions:
-    engines.train(False)
-    return {
-        "test_cfg": run.model.test_cfg,
-        "in_channels": engines.backbone.module.in_chans,
-        "out_channels": engines.heads.out_channels,
-        "align_corners": engines.heads.align_corners,
-        "window_batch": window_batch or run.evaluation.window_batch,
-        "device": engines.device,
-        "patch_size": run.patch_size,
-        "progress": track_images(len(_own_indices(dataset)), label) if distributed.is_main() else None,
-        "threshold": engines.heads.threshold,
-    }
+def _read_settings(run: RunConfig, engines: Engines, window_batch: int | None) -> InferenceSettings:
+    return InferenceSettings(
+        test_cfg=run.model.test_cfg,
+        in_channels=engines.backbone.module.in_chans,
+        out_channels=engines.heads.out_channels,
+        align_corners=engines.heads.align_corners,
+        window_batch=window_batch or run.evaluation.window_batch,
+        device=engines.device,
+        patch_size=run.patch_size,
+        threshold=engines.heads.threshold,
+    )
+
+
+def _track(dataset: Any, label: str) -> Callable[[int], None] | None:
+    return track_images(len(_own_indices(dataset)), label) if distributed.is_main() else None

@@ -4,36 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
-import torch
 from prettytable import PrettyTable
 
 from ds_seg import distributed
 from ds_seg.data.evaluation_samples import EvaluationSample
 from ds_seg.errors import DsSegError
 from ds_seg.evaluation.confusion import ConfusionMatrix
-from ds_seg.evaluation.lockstep import EncodeDecode, Prediction, predict_images
-
-if TYPE_CHECKING:
-    from typing_extensions import NotRequired, Unpack
-
-
-class InferenceOptions(TypedDict):
-    """The keyword arguments of `predict_images`, which says what they mean."""
-
-    test_cfg: Mapping[str, Any]
-    in_channels: int
-    out_channels: int
-    align_corners: bool
-    window_batch: int
-    device: torch.device
-    patch_size: NotRequired[int | None]
-    progress: NotRequired[Callable[[int], None] | None]
-    threshold: NotRequired[float]
+from ds_seg.evaluation.lockstep import EncodeDecode, InferenceSettings, Prediction, predict_images
 
 
 @dataclass(frozen=True)
@@ -112,13 +93,14 @@ def evaluate_dataset(
     dataset: Sized,
     samples: Iterable[EvaluationSample],
     encode_decode: EncodeDecode,
+    settings: InferenceSettings,
     *,
     num_classes: int,
     class_names: Iterable[str],
     load_label: Callable[[int], np.ndarray],
     ignore_index: int = 255,
     on_prediction: Callable[[Prediction, np.ndarray], None] | None = None,
-    **inference: Unpack[InferenceOptions],
+    progress: Callable[[int], None] | None = None,
 ) -> EvaluationResult:
     """Segment every image of a dataset over all ranks and count each one once. A sequence of collectives.
 
@@ -126,12 +108,13 @@ def evaluate_dataset(
         dataset: Only its length is used: the number of images that must have been counted.
         samples: This rank's share of the images.
         encode_decode: As for `predict_images`.
+        settings: As for `predict_images`.
         num_classes: Classes in the ground truth (2 for a one-channel head).
         class_names: In the order of the class ids.
         load_label: Ground truth (H, W) of the image at a dataset index, at the image's own size.
         ignore_index: Label of the pixels to leave out.
         on_prediction: Called with each prediction of this rank and its ground truth; must issue no collective.
-        **inference: The keyword arguments of `predict_images`.
+        progress: As for `predict_images`.
 
     Returns:
         The result over all ranks.
@@ -143,7 +126,7 @@ def evaluate_dataset(
     confusion = ConfusionMatrix(num_classes)
     seen: list[int] = []
     not_finite = 0
-    for prediction in predict_images(samples, encode_decode, **inference):
+    for prediction in predict_images(samples, encode_decode, settings, progress):
         label_HW = load_label(prediction.index)
         source = str(prediction.meta.get("ori_filename") or prediction.meta.get("filename") or "")
         confusion.update(prediction.labels_HW, label_HW, ignore_index, source)
@@ -151,7 +134,7 @@ def evaluate_dataset(
         not_finite += not prediction.finite
         if on_prediction is not None:
             on_prediction(prediction, label_HW)
-    confusion.reduce(inference["device"])
+    confusion.reduce(settings.device)
     of_ranks = distributed.gather_objects((seen, not_finite))
     _validate_coverage([index for indices, _ in of_ranks for index in indices], len(dataset))
     names = tuple(class_names)

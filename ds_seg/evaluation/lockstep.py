@@ -50,15 +50,33 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class _Settings:
-    grid: Grid
+class InferenceSettings:
+    """How images are cut into windows, and what becomes of the network's scores.
+
+    Attributes:
+        test_cfg: dict(mode='slide', crop_size=(h, w), stride=(h, w)) or dict(mode='whole'), pixels.
+        in_channels: C.
+        out_channels: K; with 1 the scores are sigmoids, split at `threshold`.
+        align_corners: How logits are resized to the image's own size.
+        window_batch: Most windows in one forward, at least 1.
+        device: Where the forwards run and the sums live.
+        patch_size: Side of a transformer patch, pixels; window sizes are checked against it. None: any size.
+        threshold: Score above which a pixel of a one-channel head is class 1.
+        keep_scores: Whether predictions hold the probabilities too.
+
+    Raises:
+        ConfigError: the window batch is empty.
+    """
+
+    test_cfg: Mapping[str, Any]
     in_channels: int
     out_channels: int
     align_corners: bool
     window_batch: int
     device: torch.device
-    threshold: float
-    keep_scores: bool
+    patch_size: int | None = None
+    threshold: float = 0.3
+    keep_scores: bool = False
 
     def __post_init__(self) -> None:
         if self.window_batch < 1:
@@ -85,7 +103,7 @@ class _View:
         self.counts_HW[rows, columns] += 1
         self.windows_left -= 1
 
-    def finish(self, settings: _Settings) -> torch.Tensor:
+    def finish(self, settings: InferenceSettings) -> torch.Tensor:
         assert self.logits_1KHW is not None
         assert self.counts_HW is not None
         height, width = self.meta["img_shape"][:2]  # without the pipeline's padding
@@ -117,7 +135,7 @@ class _Image:
         self.scores_1KHW = scores_1KHW if self.scores_1KHW is None else self.scores_1KHW.add_(scores_1KHW)
         self.views_left -= 1
 
-    def finish(self, settings: _Settings) -> Prediction:
+    def finish(self, settings: InferenceSettings) -> Prediction:
         assert self.scores_1KHW is not None
         scores_1KHW = self.scores_1KHW.div_(self.views)
         self.scores_1KHW = None
@@ -165,17 +183,8 @@ class _Queue:
 def predict_images(
     samples: Iterable[EvaluationSample],
     encode_decode: EncodeDecode,
-    *,
-    test_cfg: Mapping[str, Any],
-    in_channels: int,
-    out_channels: int,
-    align_corners: bool,
-    window_batch: int,
-    device: torch.device,
-    patch_size: int | None = None,
+    settings: InferenceSettings,
     progress: Callable[[int], None] | None = None,
-    threshold: float = 0.3,
-    keep_scores: bool = False,
 ) -> Iterator[Prediction]:
     """Segment this rank's images. A sequence of collectives: every rank must exhaust the iterator.
 
@@ -184,16 +193,8 @@ def predict_images(
     Args:
         samples: This rank's images; ranks may have different numbers of them, or none.
         encode_decode: Maps images (B, C, h, w) to logits (B, K, h, w); may itself be a collective.
-        test_cfg: dict(mode='slide', crop_size=(h, w), stride=(h, w)) or dict(mode='whole'), pixels.
-        in_channels: C.
-        out_channels: K; with 1 the scores are sigmoids, split at `threshold`.
-        align_corners: How logits are resized to the image's own size.
-        window_batch: Most windows in one forward, at least 1.
-        device: Where the forwards run and the sums live.
-        patch_size: Side of a transformer patch, pixels; window sizes are checked against it. None: any size.
+        settings: The same on every rank.
         progress: Called with the number of images this rank has finished, after each.
-        threshold: Score above which a pixel of a one-channel head is class 1.
-        keep_scores: Whether predictions hold the probabilities too.
 
     Yields:
         One prediction an image, in the order of `samples`.
@@ -206,15 +207,14 @@ def predict_images(
         dinov3/eval/segmentation/inference.py, which pads to the largest count of one image; here the
         windows of all images form one stream. Scores as in open-mmlab/mmsegmentation v0.30.0 EncoderDecoder.
     """
-    grid = Grid(test_cfg, patch_size)
-    settings = _Settings(grid, in_channels, out_channels, align_corners, window_batch, device, threshold, keep_scores)
+    grid = Grid(settings.test_cfg, settings.patch_size)
     done = 0
     with closing(stop.Leavable(samples)) as leavable:
-        queue = _Queue(_iterate_jobs(leavable, settings), window_batch)
+        queue = _Queue(_iterate_jobs(leavable, grid), settings.window_batch)
         for tick in count(1):
             enter_phase(f"the images of window batch {tick} of an evaluation")
             batch = _take_unless_stopped(queue)
-            dummy_size = _agree_on_tick(batch, device)
+            dummy_size = _agree_on_tick(batch, settings.device)
             if dummy_size is None:
                 return
             enter_phase(f"window batch {tick} of an evaluation")
@@ -226,7 +226,7 @@ def predict_images(
                     progress(done)
 
 
-def _complete_images(batch: list[_Job], logits_BKhw: torch.Tensor, settings: _Settings) -> Iterator[Prediction]:
+def _complete_images(batch: list[_Job], logits_BKhw: torch.Tensor, settings: InferenceSettings) -> Iterator[Prediction]:
     for job, logits_Khw in zip(batch, logits_BKhw, strict=True):
         job.view.add(job.window, logits_Khw)
         if job.view.windows_left == 0:
@@ -235,13 +235,13 @@ def _complete_images(batch: list[_Job], logits_BKhw: torch.Tensor, settings: _Se
             yield job.image.finish(settings)
 
 
-def _iterate_jobs(samples: Iterable[EvaluationSample], settings: _Settings) -> Iterator[_Job]:
+def _iterate_jobs(samples: Iterable[EvaluationSample], grid: Grid) -> Iterator[_Job]:
     for sample in samples:
         views = list(sample.views)
         image = _Image(sample.index, views[0][1], len(views), len(views))
         for image_1CHW, meta in views:
             height, width = image_1CHW.shape[-2:]
-            windows = settings.grid.windows(height, width)
+            windows = grid.windows(height, width)
             view = _View(meta, (height, width), len(windows))
             for window in windows:
                 yield _Job(image, view, window, image_1CHW[0, :, window.y1 : window.y2, window.x1 : window.x2])
@@ -276,7 +276,7 @@ def _agree_on_tick(batch: list[_Job], device: torch.device) -> tuple[int, int] |
 
 
 def _forward(
-    batch: list[_Job], dummy_size: tuple[int, int], encode_decode: EncodeDecode, settings: _Settings
+    batch: list[_Job], dummy_size: tuple[int, int], encode_decode: EncodeDecode, settings: InferenceSettings
 ) -> torch.Tensor:
     """The tick's one forward, on zeros if this rank has no window."""
     if batch:

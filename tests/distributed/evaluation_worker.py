@@ -77,14 +77,16 @@ def evaluate(case: str) -> tuple[EvaluationResult, Model]:
         SIZES,
         take_share(case),
         model,
+        lockstep.InferenceSettings(
+            in_channels=CHANNELS,
+            out_channels=len(CLASSES),
+            align_corners=False,
+            device=torch.device("cpu"),
+            **({"window_batch": 1} | CASES[case]),
+        ),
         num_classes=len(CLASSES),
         class_names=CLASSES,
         load_label=load_label,
-        in_channels=CHANNELS,
-        out_channels=len(CLASSES),
-        align_corners=False,
-        device=torch.device("cpu"),
-        **({"window_batch": 1} | CASES[case]),
     )
     return result, model
 

@@ -14,7 +14,7 @@ import ds_seg.openmmlab  # noqa: F401  mmseg needs it
 from ds_seg import distributed
 from ds_seg.errors import ConfigError, DataError, DsSegError
 from ds_seg.evaluation.evaluate import evaluate_dataset
-from ds_seg.evaluation.lockstep import predict_images
+from ds_seg.evaluation.lockstep import InferenceSettings, predict_images
 
 from mmcv import ConfigDict  # isort: skip
 from mmcv.cnn import ConvModule  # isort: skip
@@ -107,11 +107,11 @@ def run_mmseg(model, sample):
         return model.aug_test(images, metas)[0]
 
 
-def run_ours(model, dataset, **changes):
+def run_ours(model, dataset):
     options = {"test_cfg": dict(model.test_cfg), "in_channels": 3, "out_channels": model.out_channels}
     options |= {"align_corners": model.align_corners, "device": torch.device("cpu")}
-    options |= {"window_batch": 4, "threshold": 0.5} | changes
-    return list(predict_images(make_samples(dataset), lambda image: model.encode_decode(image, None), **options))
+    settings = InferenceSettings(window_batch=4, threshold=0.5, **options)
+    return list(predict_images(make_samples(dataset), lambda image: model.encode_decode(image, None), settings))
 
 
 @pytest.mark.filterwarnings("ignore:When align_corners=True")
@@ -175,16 +175,11 @@ def test_evaluation_equals_mmsegs_evaluate(folder):
         dataset,
         make_samples(dataset),
         lambda image: model.encode_decode(image, None),
+        make_settings(test_cfg=SLIDE, window_batch=3),
         num_classes=5,
         class_names=CLASSES,
         load_label=dataset.get_gt_seg_map_by_idx,
         on_prediction=lambda prediction, label: seen.append((prediction.index, label.shape)),
-        test_cfg=SLIDE,
-        in_channels=3,
-        out_channels=5,
-        align_corners=False,
-        window_batch=3,
-        device=torch.device("cpu"),
     )
 
     labels = [run_mmseg(model, sample) for sample in make_samples(dataset)]
@@ -208,14 +203,8 @@ def test_a_batch_takes_windows_of_the_next_image_only_if_they_have_its_size(fold
         shapes.append(tuple(image.shape))
         return model.encode_decode(image, None)
 
-    options = {
-        "test_cfg": SLIDE,
-        "in_channels": 3,
-        "out_channels": 5,
-        "align_corners": False,
-        "device": torch.device("cpu"),
-    }
-    list(predict_images(make_samples(dataset), encode_decode, window_batch=64, progress=done.append, **options))
+    settings = make_settings(test_cfg=SLIDE, window_batch=64)
+    list(predict_images(make_samples(dataset), encode_decode, settings, progress=done.append))
 
     assert len(shapes) < len(SIZES), "windows of equal size were not batched across images"
     assert len({shape[2:] for shape in shapes}) > 1
@@ -234,19 +223,19 @@ def test_a_batch_takes_windows_of_the_next_image_only_if_they_have_its_size(fold
 )
 def test_an_unusable_test_cfg_is_refused(test_cfg):
     with pytest.raises(ConfigError, match=r"model\.test_cfg is .*wanted dict\(mode='whole'\) or dict\(mode='slide'"):
-        next(predict_images([], torch.nn.Identity(), **predict_options(test_cfg=test_cfg)))
+        next(predict_images([], torch.nn.Identity(), make_settings(test_cfg=test_cfg)))
 
 
 def test_an_empty_window_batch_is_refused():
     with pytest.raises(ConfigError, match="window batch is 0; it must be at least 1"):
-        next(predict_images([], torch.nn.Identity(), **predict_options(window_batch=0)))
+        next(predict_images([], torch.nn.Identity(), make_settings(window_batch=0)))
 
 
 def test_logits_of_another_shape_are_our_own_fault():
     meta = {"img_shape": (8, 8, 3), "ori_shape": (8, 8, 3)}
     sample = SimpleNamespace(index=0, views=[(torch.zeros(1, 3, 8, 8), meta)])
     with pytest.raises(AssertionError, match=r"encode_decode returned \(1, 3, 8, 8\), wanted \(1, 5, 8, 8\)"):
-        list(predict_images([sample], torch.nn.Identity(), **predict_options()))
+        list(predict_images([sample], torch.nn.Identity(), make_settings()))
 
 
 def test_a_rank_without_windows_runs_one_of_zeros_in_the_smallest_size_and_drops_the_result(monkeypatch):
@@ -257,7 +246,7 @@ def test_a_rank_without_windows_runs_one_of_zeros_in_the_smallest_size_and_drops
         images.append(images_BCHW)
         return images_BCHW[:, :1].expand(-1, 5, -1, -1)
 
-    assert list(predict_images([], encode_decode, **predict_options())) == []
+    assert list(predict_images([], encode_decode, make_settings())) == []
     assert [tuple(image.shape) for image in images] == [(1, 3, 8, 12)] and not images[0].any()
 
 
@@ -266,7 +255,7 @@ def test_no_thread_is_left_by_a_failure():
     samples = [SimpleNamespace(index=0, views=[(torch.zeros(1, 3, 8, 8), meta)])] * 3
     before = set(threading.enumerate())
     with pytest.raises(AssertionError):
-        list(predict_images(samples, torch.nn.Identity(), **predict_options()))
+        list(predict_images(samples, torch.nn.Identity(), make_settings()))
     left = set(threading.enumerate()) - before
     for thread in left:
         thread.join(10)
@@ -298,9 +287,9 @@ def test_a_wrong_label_is_an_error_that_names_the_file():
         run_evaluation([sample], lambda _: np.full((8, 8), 12))
 
 
-def predict_options(**changes):
+def make_settings(**changes):
     options = {"test_cfg": {"mode": "whole"}, "in_channels": 3, "out_channels": 5, "align_corners": False}
-    return options | {"window_batch": 1, "device": torch.device("cpu")} | changes
+    return InferenceSettings(**(options | {"window_batch": 1, "device": torch.device("cpu")} | changes))
 
 
 def run_evaluation(samples, load_label):
@@ -308,8 +297,8 @@ def run_evaluation(samples, load_label):
         range(2),
         samples,
         lambda image: image[:, :1].expand(-1, 5, -1, -1),
+        make_settings(),
         num_classes=5,
         class_names=CLASSES,
         load_label=load_label,
-        **predict_options(),
     )
