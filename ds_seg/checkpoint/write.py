@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,12 +82,10 @@ def prepare_folder(save: Save) -> None:
     """
 
     def prepare() -> None:
-        if distributed.is_main():
-            with explained(save.final):
-                drop_leftovers(save.work_dir)
-                save.temporary.mkdir(parents=True)
+        drop_leftovers(save.work_dir)
+        save.temporary.mkdir(parents=True)
 
-    distributed.agree(prepare)
+    _on_main(save, prepare)
 
 
 def validate_space(save: Save, own_bytes: int, own_files: int) -> None:
@@ -104,14 +102,14 @@ def validate_space(save: Save, own_bytes: int, own_files: int) -> None:
     needed_bytes = sum(distributed.gather_objects(own_bytes + own_files * _OVERHEAD_BYTES))
 
     def compare() -> None:
-        free_bytes = shutil.disk_usage(save.temporary).free if distributed.is_main() else needed_bytes
+        free_bytes = shutil.disk_usage(save.temporary).free
         if free_bytes < needed_bytes:
             raise CheckpointError(
                 f"Checkpoint {save.final} needs {format_gib(needed_bytes)}, and {format_gib(free_bytes)} are free "
                 f"there. Nothing was written; older checkpoints are complete. {_REMEDY}"
             )
 
-    distributed.agree(compare)
+    _on_main(save, compare)
 
 
 def list_files(folder: Path) -> list[str]:
@@ -157,12 +155,10 @@ def commit(save: Save, entries: Mapping[str, FileEntry]) -> Path:
     files = {name: entry for part in distributed.gather_objects(dict(entries)) for name, entry in part.items()}
 
     def name_it() -> None:
-        if distributed.is_main():
-            with explained(save.final):
-                _validate_all_there(save, files)
-                _publish(save, Manifest(save.step, save.world_size, save.config_digest, save.versions, files))
+        _validate_all_there(save, files)
+        _publish(save, Manifest(save.step, save.world_size, save.config_digest, save.versions, files))
 
-    distributed.agree(name_it)
+    _on_main(save, name_it)
     return save.final
 
 
@@ -179,19 +175,17 @@ def replace_file(save: Save, name: str, content: str) -> None:
     """
 
     def link_and_write() -> None:
-        if distributed.is_main():
-            with explained(save.final):
-                manifest = read_manifest(save.final)
-                for other in manifest.files:
-                    path = save.temporary / other
-                    path.parent.mkdir(exist_ok=True)
-                    if other != name:
-                        _link_or_copy(save.final / other, path)
-                _write(save.temporary / name, content)
-                sealed = seal_files(save.temporary, [name])
-                _publish(save, replace(manifest, files={**manifest.files, **sealed}))
+        manifest = read_manifest(save.final)
+        for other in manifest.files:
+            path = save.temporary / other
+            path.parent.mkdir(exist_ok=True)
+            if other != name:
+                _link_or_copy(save.final / other, path)
+        _write(save.temporary / name, content)
+        sealed = seal_files(save.temporary, [name])
+        _publish(save, replace(manifest, files={**manifest.files, **sealed}))
 
-    distributed.agree(link_and_write)
+    _on_main(save, link_and_write)
 
 
 @contextmanager
@@ -203,6 +197,21 @@ def leaving_nothing(save: Save) -> Iterator[None]:
         if distributed.is_main():
             shutil.rmtree(save.temporary, ignore_errors=True)
         raise
+
+
+def _on_main(save: Save, change: Callable[[], None]) -> None:
+    """Let global rank 0 work on the folder; a collective over all ranks, who all get the failure.
+
+    Raises:
+        CheckpointError: what `change` raised, or the disk's refusal.
+    """
+
+    def try_to() -> None:
+        if distributed.is_main():
+            with explained(save.final):
+                change()
+
+    distributed.agree(try_to)
 
 
 def _publish(save: Save, manifest: Manifest) -> None:
