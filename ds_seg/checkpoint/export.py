@@ -23,13 +23,13 @@ from ds_seg.config.head_fields import auxiliary_head_fields, decode_head_fields
 from ds_seg.errors import UserError
 from ds_seg.files import sync_folder, validate_output_file, writing
 from ds_seg.models.weight_dialects import spell_as_intern_vision
+from ds_seg.models.weight_files import SAFETENSORS_DTYPES
 
 SUFFIXES = {"safetensors": ".safetensors", "mmseg": ".pth"}
 """Format -> suffix of its files, by which they are recognised when they are loaded."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What a backbone may be stored in, and computes in."""
-_CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}
-"""What a backbone's parameters and the heads' parameters and buffers may be."""
+_CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 
 
 @dataclass(frozen=True)

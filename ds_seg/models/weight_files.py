@@ -34,7 +34,7 @@ _UNREADABLE = (
 )
 """What the readers raise of a file of another kind: torch's unpickler takes any bytes for instructions."""
 _LFS_POINTER = b"version https://git-lfs"
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -48,6 +48,7 @@ _SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+"""The format's codes; those of packed and other types are left out."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,6 @@ class WeightFiles:
                 f"Weight index {path} names {len(absent)} tensors that its shards lack ({', '.join(absent[:4])}). "
                 "Index and shards are of different models or versions: download them together."
             )
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor's shape."""
-        return {name: entry.shape for name, entry in self.entries.items()}
 
     def read(self, name: str) -> Tensor:
         """One tensor in CPU memory, in the file's dtype: a view of the file, to be copied before the next call."""
@@ -168,7 +164,7 @@ class _SafetensorsFile:
     def list_entries(self) -> Iterator[tuple[str, TensorEntry]]:
         for name in self._handle.keys():  # noqa: SIM118  (not a dict)
             part = self._handle.get_slice(name)
-            dtype = _SAFETENSORS_DTYPES.get(part.get_dtype(), torch.uint8)  # what is packed counts as no number
+            dtype = SAFETENSORS_DTYPES.get(part.get_dtype(), torch.uint8)  # what is packed counts as no number
             yield name, TensorEntry(self.path, tuple(part.get_shape()), dtype)
 
     def read(self, name: str) -> Tensor:

@@ -18,7 +18,7 @@ class Unsafe:
 
 
 def check_holds_state(files):
-    assert files.shapes == {"a.weight": (2, 3), "b": (4,)}
+    assert {name: entry.shape for name, entry in files.entries.items()} == {"a.weight": (2, 3), "b": (4,)}
     for name, value in STATE.items():
         torch.testing.assert_close(files.read(name), value, rtol=0, atol=0)
         assert files.read(name).dtype == value.dtype
