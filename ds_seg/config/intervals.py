@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ds_seg.config import notes
 from ds_seg.config.dialect import list_ignored_names
 from ds_seg.config.faults import Faults, list_fields
+
+KEPT_CHECKPOINTS = 2
+"""Where checkpoint_config.max_keep_ckpts is not set."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def read_checkpoints(given: Any, max_steps: int, in_background: bool, faults: Fa
     section = faults.section("checkpoint_config", given, known)
     _refuse_epochs("checkpoint_config", section, faults)
     interval = faults.integer("checkpoint_config.interval", section, max_steps, minimum=1)
-    keep = faults.integer("checkpoint_config.max_keep_ckpts", section, notes.KEPT_CHECKPOINTS, minimum=-1)
+    keep = faults.integer("checkpoint_config.max_keep_ckpts", section, KEPT_CHECKPOINTS, minimum=-1)
     if keep == 0:
         faults.add("checkpoint_config.max_keep_ckpts", "got 0, want at least 1, or -1 for all.")
     return CheckpointSettings(interval, keep, _read_keep_interval(section, interval, faults), in_background)

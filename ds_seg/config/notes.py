@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ds_seg.config.intervals import KEPT_CHECKPOINTS
 from ds_seg.config.schedule import ScheduleSettings
-
-KEPT_CHECKPOINTS = 2
-"""Where checkpoint_config.max_keep_ckpts is not set."""
 
 
 def of_ignored(reasons: Mapping[str, str]) -> list[str]:
