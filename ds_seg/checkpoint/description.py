@@ -96,7 +96,7 @@ def describe_model_of(run: RunConfig) -> ModelDescription:
         palette=_to_palette(dataset.PALETTE),
         model=_to_plain(model, "model"),
         pipeline=_to_plain(section["pipeline"], f"{field}.pipeline"),
-        dtype=torch.bfloat16 if run.bf16 else torch.float32,
+        dtype=run.dtype,
         window_batch=run.evaluation.window_batch,
     )
 

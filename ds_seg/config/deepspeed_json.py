@@ -176,6 +176,12 @@ def offloaded_share(deepspeed: Mapping[str, Any]) -> float:
     return float(offload.get("ratio", 1.0)) if offload.get("device", "none") != "none" else 0.0
 
 
+def uses_bf16(deepspeed: Mapping[str, Any]) -> bool:
+    """Whether the backbone's parameters are bf16, FP32 otherwise; a `bf16` section that is none means nothing."""
+    section = deepspeed.get("bf16")
+    return isinstance(section, Mapping) and bool(section.get("enabled", False))
+
+
 def suit_device(deepspeed: Mapping[str, Any], device_type: str) -> dict[str, Any]:
     """The config for CPUs or GPUs.
 

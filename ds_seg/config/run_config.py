@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import ds_seg.openmmlab  # noqa: F401
 from ds_seg.config import notes
 from ds_seg.config.batches import resolve_batches
 from ds_seg.config.data_section import find_crop_size, validate_data
-from ds_seg.config.deepspeed_json import load_deepspeed_json, resolve_deepspeed, validate_by_deepspeed
+from ds_seg.config.deepspeed_json import load_deepspeed_json, resolve_deepspeed, uses_bf16, validate_by_deepspeed
 from ds_seg.config.dialect import choose_deepspeed_json, find_ignored
 from ds_seg.config.faults import Faults
 from ds_seg.config.files import read_config_file, resolve_config_path
@@ -106,7 +108,12 @@ class RunConfig:
     @property
     def bf16(self) -> bool:
         """Whether the backbone's parameters are bf16; FP32 otherwise."""
-        return bool(self.deepspeed.get("bf16", {}).get("enabled", False))
+        return uses_bf16(self.deepspeed)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the backbone's parameters are, and what it computes in."""
+        return torch.bfloat16 if self.bf16 else torch.float32
 
     @property
     def workers(self) -> int:

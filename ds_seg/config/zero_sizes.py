@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ds_seg.config.deepspeed_json import uses_bf16
 from ds_seg.config.faults import Faults
 
 LIVE_SIZES = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
@@ -85,7 +86,5 @@ def settle_zero_sizes(
     """The DeepSpeed config with numbers for `names`; all other numbers stay."""
     if not names:
         return dict(deepspeed)
-    bf16 = deepspeed.get("bf16")
-    parameter_bytes = 2 if isinstance(bf16, Mapping) and bf16.get("enabled", False) else 4
-    sizes = compute_zero_sizes(backbone, live_bytes, parameter_bytes)
+    sizes = compute_zero_sizes(backbone, live_bytes, parameter_bytes=2 if uses_bf16(deepspeed) else 4)
     return {**deepspeed, "zero_optimization": {**deepspeed["zero_optimization"], **{n: sizes[n] for n in names}}}

@@ -44,12 +44,12 @@ class Engines:
 
     def __init__(self, backbone: nn.Module, heads: SegmentationHeads, run: RunConfig, *, training: bool) -> None:
         self.device = distributed.device()
-        self.dtype = torch.bfloat16 if run.bf16 else torch.float32
-        self.depth = len(backbone.blocks)
+        self.dtype = run.dtype
+        depth = len(backbone.blocks)
         self.trainable_backbone = [p for p in backbone.parameters() if p.requires_grad] if training else []
-        self.backbone = _wrap_backbone(backbone, self.depth, run, optimize=bool(self.trainable_backbone))
+        self.backbone = _wrap_backbone(backbone, depth, run, optimize=bool(self.trainable_backbone))
         self.heads = heads.to(self.device)
-        groups = build_param_groups(self.heads.named_modules(), self.depth, run.optimizer)
+        groups = build_param_groups(self.heads.named_modules(), depth, run.optimizer)
         self.head_optimizer = build_adamw(groups, run.optimizer)
         if training:
             self.heads_ddp = DistributedDataParallel(

@@ -62,8 +62,7 @@ class StepCosts:
         self, run: RunConfig, policies: Sequence[str], *, fused_norms: bool = True, known: Known | None = None
     ) -> None:
         self.run, self.policies = run, tuple(policies)
-        dtype = torch.bfloat16 if run.bf16 else torch.float32
-        self._setting = StepSetting(1, run.train_crop_px, self.policies[0], dtype, fused_norms)
+        self._setting = StepSetting(1, run.train_crop_px, self.policies[0], run.dtype, fused_norms)
         self._known: Known = {} if known is None else known
         self._heads: dict[int, Trace] = {}
 
