@@ -55,20 +55,20 @@ def probe_heads(
         ConfigError: a head or loss that fails on such input, needs an operator that is missing, or has no loss;
             named by field.
     """
-    fields = decode_head_fields(model_cfg) + auxiliary_head_fields(model_cfg)
+    decode_fields, auxiliary_fields = decode_head_fields(model_cfg), auxiliary_head_fields(model_cfg)
     parts = [*_list_stages(heads.decode_head), *heads.auxiliary_heads]
     device = next(heads.parameters()).device
     with _left_unchanged(heads, device):
         features = draw_features(backbone, micro_batch, crop_size_px, device)
         labels_B1HW = _draw_labels(heads, micro_batch, crop_size_px, device)
         heads.train()
-        for field, part in zip(fields, parts, strict=True):
+        for field, part in zip(decode_fields + auxiliary_fields, parts, strict=True):
             with _naming(field, features, crop_size_px):
                 _validate_labels_fit(part, heads)
                 _train_once(heads, part, features, labels_B1HW)
         unused = [name for name, p in heads.named_parameters() if p.requires_grad and p.grad is None]
         heads.eval()
-        with torch.no_grad(), _naming(fields[len(parts) - len(heads.auxiliary_heads) - 1], features, crop_size_px):
+        with torch.no_grad(), _naming(decode_fields[-1], features, crop_size_px):
             _predict_once(heads, features)
     return unused
 
