@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def compile_blocks(backbone: InternViT) -> None:
         _validate_headers()
     inside = "selective" if backbone.checkpointing == "selective" else "none"
     for block in backbone.blocks:
-        block.forward = _CompiledForward(block, inside)  # type: ignore[method-assign]
+        block.forward = _compile_forward(block, inside)  # type: ignore[method-assign]
     if inside == "selective":
         backbone.checkpointing = "none"
 
@@ -60,18 +61,18 @@ def _validate_headers() -> None:
         )
 
 
-class _CompiledForward:
-    """A block's forward pass.
+def _compile_forward(block: Block, policy: str) -> Callable[..., Tensor]:
+    """A block's forward pass, compiled where gradients are wanted.
 
     Args:
         block: the block.
         policy: what is kept inside the compiled function, one of `checkpointing.POLICIES`.
     """
+    eager = block.forward
+    compiled = torch.compile(partial(run_block, policy, eager), dynamic=False)
 
-    def __init__(self, block: Block, policy: str) -> None:
-        self.eager = block.forward
-        self.compiled = torch.compile(partial(run_block, policy, self.eager), dynamic=False)
-
-    def __call__(self, x_BND: Tensor, branch_scale_2B: Tensor | None = None) -> Tensor:
-        run = self.compiled if torch.is_grad_enabled() else self.eager
+    def forward(x_BND: Tensor, branch_scale_2B: Tensor | None = None) -> Tensor:
+        run = compiled if torch.is_grad_enabled() else eager
         return run(x_BND, branch_scale_2B)
+
+    return forward
