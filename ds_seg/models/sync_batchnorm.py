@@ -25,17 +25,16 @@ class _SumOverRanks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, group: dist.ProcessGroup | None) -> Tensor:  # type: ignore[override]
-        ctx.group = group
+    def forward(_ctx: Any, values: Tensor) -> Tensor:  # type: ignore[override]
         total = values.clone()
-        dist.all_reduce(total, group=group)
+        dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(_ctx: Any, grad_total: Tensor) -> Tensor:  # type: ignore[override]
         grad_values = grad_total.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad_values, group=ctx.group)
-        return grad_values, None
+        dist.all_reduce(grad_values)
+        return grad_values
 
 
 @NORM_LAYERS.register_module("SyncBN", force=True)
@@ -52,23 +51,12 @@ class SyncBatchNorm(_BatchNorm):
         momentum: weight of a new batch in the running statistics; None for their plain mean.
         affine: learn a scale and a shift a channel.
         track_running_stats: keep running statistics for evaluation.
-        process_group: ranks to normalise over; None for all.
     """
 
+    process_group = None
+    """All ranks; torch's own code asks for it."""
     _check_input_dim = nn.SyncBatchNorm._check_input_dim
     _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        process_group: dist.ProcessGroup | None = None,
-    ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats)
-        self.process_group = process_group
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise every channel over the batch and the positions of all ranks.
@@ -101,7 +89,7 @@ class SyncBatchNorm(_BatchNorm):
     def _must_reduce(self) -> bool:
         if not self.training or not (dist.is_available() and dist.is_initialized()):
             return False
-        return dist.get_world_size(self.process_group) > 1
+        return dist.get_world_size() > 1
 
     def _compute_statistics(self, x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, float]:
         """Mean, biased variance and number of values a channel, over all ranks.
@@ -110,13 +98,13 @@ class SyncBatchNorm(_BatchNorm):
         """
         count_local = x.numel() // x.shape[1]
         total_C1 = torch.cat([x.sum(dims).double(), x.new_tensor([count_local], dtype=torch.float64)])
-        total_C1 = _SumOverRanks.apply(total_C1, self.process_group)
+        total_C1 = _SumOverRanks.apply(total_C1)
         count = total_C1[-1].item()
         if count <= 1:
             raise ValueError(f"SyncBatchNorm needs more than 1 value a channel over all ranks, got {count:g}.")
         mean_C = (total_C1[:-1] / count).to(x.dtype)
         centred = x - mean_C.view([1, -1] + [1] * (x.dim() - 2))
-        var_C = _SumOverRanks.apply(centred.square().sum(dims).double(), self.process_group) / count
+        var_C = _SumOverRanks.apply(centred.square().sum(dims).double()) / count
         return mean_C, var_C.to(x.dtype), count
 
     @torch.no_grad()
