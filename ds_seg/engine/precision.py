@@ -8,17 +8,14 @@ for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from deepspeed.utils import safe_get_local_fp32_param
 from torch import nn
 
 from ds_seg import distributed
+from ds_seg.engine.engines import Engines
 from ds_seg.errors import PrecisionError
-
-if TYPE_CHECKING:
-    from ds_seg.engine.engines import Engines
 
 Named = Iterable[tuple[str, torch.Tensor, torch.dtype]]
 """(what it is, the tensor, the dtype it must have)."""
