@@ -17,24 +17,23 @@ _SHOWN_AFTER_S = 30.0
 """For so long an NFS client may go by what it knew of a folder."""
 
 
-def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+def write_text_atomic(path: Path, text: str) -> None:
     """Write a text file so that a crash at any moment leaves the old content or the new, never a mixture.
 
     Its folder is made if need be.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:  # names of files may be no UTF-8
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
+        temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)  # what is there of it takes space that may be what is missing
         raise
-    sync_folder(target.parent)
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ds_seg.files import write_text_atomic
@@ -28,6 +28,6 @@ def to_json_value(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
-def write_json_atomic(path: str | os.PathLike[str], obj: Any) -> None:
+def write_json_atomic(path: Path, obj: Any) -> None:
     """Write an object as indented JSON, atomically; see `to_json_value` for what becomes of odd values."""
     write_text_atomic(path, json.dumps(to_json_value(obj), indent=2, allow_nan=False) + "\n")

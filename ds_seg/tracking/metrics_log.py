@@ -18,8 +18,8 @@ class MetricsLog:
     Opening it forgets the rows after the step that the run resumes from; those of another run are set aside before.
     """
 
-    def __init__(self, path: str | os.PathLike[str], resume_step: int = 0) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path, resume_step: int = 0) -> None:
+        self.path = path
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab", buffering=0)
         self.rewind(resume_step)
@@ -59,7 +59,7 @@ class MetricsLog:
         self._file.close()
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a metrics.jsonl; a last line that a killed run left unfinished is left out.
 
     Returns:
@@ -68,7 +68,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
         DataError: a line other than the last is no JSON object with a step.
     """
-    return [row for row, _ in _read_rows(Path(path))]
+    return [row for row, _ in _read_rows(path)]
 
 
 def _read_rows(path: Path) -> list[tuple[dict[str, Any], int]]:
@@ -89,7 +89,7 @@ def _read_rows(path: Path) -> list[tuple[dict[str, Any], int]]:
         elif number < len(lines):
             text = line.decode(errors="replace").rstrip("\n")
             raise DataError(
-                f"{os.fspath(path)} line {number} is not a JSON object with a step: {text[:80]!r}. "
+                f"{path} line {number} is not a JSON object with a step: {text[:80]!r}. "
                 "Delete the line, or move the file away."
             )
     return rows

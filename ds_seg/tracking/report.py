@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -48,7 +47,7 @@ pre { overflow-x: auto; font-size: 13px; margin: 10px 0 0; } summary { cursor: p
 """
 
 
-def write_report(work_dir: str | os.PathLike[str], summary: Mapping[str, Any]) -> Path:
+def write_report(work_dir: Path, summary: Mapping[str, Any]) -> Path:
     """Write `report.html` and `loss_curve.png` from what the work dir holds; parts that are missing are left out.
 
     Args:
@@ -59,28 +58,27 @@ def write_report(work_dir: str | os.PathLike[str], summary: Mapping[str, Any]) -
     Returns:
         The path of the page.
     """
-    folder = Path(work_dir)
-    rows = read_metrics(folder / "metrics.jsonl")
+    rows = read_metrics(work_dir / "metrics.jsonl")
     loss_png = draw_loss_png(rows)
     if loss_png is not None:
-        (folder / "loss_curve.png").write_bytes(loss_png)
+        (work_dir / "loss_curve.png").write_bytes(loss_png)
     body = [
-        _head(folder, summary),
+        _head(work_dir, summary),
         _tiles(summary),
         _curves(rows),
         _classes(summary),
-        _pictures(folder / "predictions"),
+        _pictures(work_dir / "predictions"),
         _facts("Backbone", summary.get("backbone")) + _facts("Decode head", summary.get("head")),
-        _facts("Environment", _read_json(folder / "environment.json")),
-        *(_file(folder / name) for name in ("config.py", "deepspeed.json")),
+        _facts("Environment", _read_json(work_dir / "environment.json")),
+        *(_file(work_dir / name) for name in ("config.py", "deepspeed.json")),
     ]
-    title = escape(folder.resolve().name)
+    title = escape(work_dir.resolve().name)
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
         f"<body>{''.join(body)}</body></html>\n"
     )
-    path = folder / "report.html"
+    path = work_dir / "report.html"
     write_text_atomic(path, page)
     return path
 

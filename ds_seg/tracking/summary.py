@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ SUMMARY_KEYS: dict[str, tuple[str, ...]] = {
 """The promised keys and, where the value is an object, the keys inside it."""
 
 
-def write_summary(work_dir: str | os.PathLike[str], summary: Mapping[str, Any]) -> Path:
+def write_summary(work_dir: Path, summary: Mapping[str, Any]) -> Path:
     """Write a run's summary.json atomically.
 
     Args:
@@ -50,7 +49,7 @@ def write_summary(work_dir: str | os.PathLike[str], summary: Mapping[str, Any]) 
     for key, inner in SUMMARY_KEYS.items():
         missing += [f"{key}.{name}" for name in inner if key in summary and name not in summary[key]]
     assert not missing, f"summary.json would lack {missing}"
-    path = Path(work_dir) / "summary.json"
+    path = work_dir / "summary.json"
     try:
         write_json_atomic(path, summary)
     except OSError as error:

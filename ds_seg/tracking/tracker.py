@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,7 +150,7 @@ class MainTracker(Tracker):
 
 
 def build_tracker(
-    work_dir: str | os.PathLike[str],
+    work_dir: Path,
     *,
     is_main: bool,
     total_steps: int,
@@ -178,12 +177,12 @@ def build_tracker(
     if not is_main:
         return Tracker()
     console = Console(total_steps, resume_step)
-    metrics = MetricsLog(Path(work_dir) / "metrics.jsonl", resume_step)
+    metrics = MetricsLog(work_dir / "metrics.jsonl", resume_step)
     wandb_run = start_wandb(
         work_dir, wandb_settings, run_config, resumed=resume_step > 0, info=console.info, warn=console.warn
     )
     return MainTracker(
-        Path(work_dir),
+        work_dir,
         metrics,
         console,
         wandb_run,
