@@ -11,7 +11,7 @@ from typing import Any
 from ds_seg import distributed
 from ds_seg.collector import resume_collector
 from ds_seg.errors import EXIT_OK, ConfigError, DataError, UserError, count
-from ds_seg.files import validate_output_file, writing
+from ds_seg.files import validate_output_file
 
 # What needs torch or mmseg is imported inside the functions, so that --help answers at once.
 _ROLES = ("train", "val", "test")
@@ -64,7 +64,7 @@ def check_dataset(args: argparse.Namespace) -> int:
     from ds_seg.config.overrides import parse_overrides
     from ds_seg.data.diagnosis import diagnose
     from ds_seg.data.survey import survey_datasets
-    from ds_seg.tracking.files import write_json_atomic
+    from ds_seg.tracking.files import write_json_output
 
     resume_collector()
     config = read_config_file(resolve_config_path(args.config), parse_overrides(args.cfg_options))
@@ -75,9 +75,7 @@ def check_dataset(args: argparse.Namespace) -> int:
     rate = survey.pairs_read / survey.seconds
     print(f"read {survey.pairs_read} images in {survey.seconds:.1f} s ({rate:.0f} images/s)")
     if args.json:
-        with writing("--json", args.json):
-            write_json_atomic(args.json, {"config": args.config, **diagnosis.to_dict()})
-        print(f"wrote {args.json}")
+        write_json_output("--json", args.json, {"config": args.config, **diagnosis.to_dict()})
     if diagnosis.warnings:
         print(f"\n{count(len(diagnosis.warnings), 'warning')}\n{diagnosis.format_findings(diagnosis.warnings)}")
     if diagnosis.faults:
@@ -105,16 +103,14 @@ def check_environment(args: argparse.Namespace) -> int:
         UserError: something that is needed is broken; names the remedies.
     """
     from ds_seg.planning.environment import BROKEN, format_checks, inspect_environment
-    from ds_seg.tracking.files import write_json_atomic
+    from ds_seg.tracking.files import write_json_output
 
     checks = inspect_environment(args.work_dir)
     resume_collector()
     print(format_checks(checks))
     broken = [check for check in checks if check.verdict == BROKEN]
     if args.json:
-        with writing("--json", args.json):
-            write_json_atomic(args.json, {"ok": not broken, "checks": [asdict(check) for check in checks]})
-        print(f"wrote {args.json}")
+        write_json_output("--json", args.json, {"ok": not broken, "checks": [asdict(check) for check in checks]})
     if broken:
         lines = "\n".join(f"  {check.name}: {check.found}. {check.remedy}" for check in broken)
         raise UserError(f"{len(broken)} of {len(checks)} checks failed:\n{lines}")

@@ -10,7 +10,7 @@ from ds_seg import distributed
 from ds_seg.collector import resume_collector
 from ds_seg.commands.arguments import CHECKPOINT_HELP, add_config_arguments, run_options
 from ds_seg.errors import EXIT_OK, UserError
-from ds_seg.files import validate_output_file, writing
+from ds_seg.files import validate_output_file
 
 # What needs torch or mmseg is imported inside the functions, so that --help answers at once.
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from ds_seg.data.opening import open_datasets
     from ds_seg.resumption import resolve_trained
     from ds_seg.session import Evaluator, build_engines, enable_test_time_augmentation
-    from ds_seg.tracking.files import write_json_atomic
+    from ds_seg.tracking.files import write_json_output
 
     resume_collector()
     distributed.agree(lambda: validate_output_file("--out", args.out) if args.out and distributed.is_main() else None)
@@ -63,9 +63,7 @@ def run(args: argparse.Namespace) -> int:
     scores = {"checkpoint": str(weights), "images": result.images, **result.metrics()}
     if args.out:
         if distributed.is_main():
-            with writing("--out", args.out):
-                write_json_atomic(args.out, scores)
-        distributed.print_on_main(f"wrote {args.out}")
+            write_json_output("--out", args.out, scores)
     else:
         distributed.print_on_main(json.dumps({name: value for name, value in scores.items() if "IoU/" not in name}))
     return EXIT_OK

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from ds_seg.config import build_run_config
     from ds_seg.planning.report import describe_model
     from ds_seg.planning.search import Planner
-    from ds_seg.tracking.files import write_json_atomic
+    from ds_seg.tracking.files import write_json_output
 
     resume_collector()
     hardware = _read_hardware(args, worlds[0])
@@ -90,9 +90,8 @@ def run(args: argparse.Namespace) -> int:
     found = _plan_sweep(args, planner, hardware, worlds) if args.sweep else _plan_each(args, planner, hardware, worlds)
     print("\nassumed, not measured:\n  " + "\n  ".join(hardware.describe()))
     if args.json:
-        with writing("--json", args.json):
-            write_json_atomic(args.json, {"run": planner.run.name, "assumptions": hardware.describe(), "plans": found})
-        print(f"wrote {args.json}")
+        plan = {"run": planner.run.name, "assumptions": hardware.describe(), "plans": found}
+        write_json_output("--json", args.json, plan)
     return EXIT_OK
 
 

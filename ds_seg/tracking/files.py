@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ds_seg.files import write_text_atomic
+from ds_seg.files import write_text_atomic, writing
 
 
 def to_json_value(value: Any) -> Any:
@@ -31,3 +31,19 @@ def to_json_value(value: Any) -> Any:
 def write_json_atomic(path: Path, obj: Any) -> None:
     """Write an object as indented JSON, atomically; see `to_json_value` for what becomes of odd values."""
     write_text_atomic(path, json.dumps(to_json_value(obj), indent=2, allow_nan=False) + "\n")
+
+
+def write_json_output(option: str, path: Path, obj: Any) -> None:
+    """Write a JSON file that the user asked for, and say so.
+
+    Args:
+        option: that names it, for messages.
+        path: of the file.
+        obj: as for `write_json_atomic`.
+
+    Raises:
+        UserError: the disk refuses it.
+    """
+    with writing(option, path):
+        write_json_atomic(path, obj)
+    print(f"wrote {path}", flush=True)
