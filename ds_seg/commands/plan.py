@@ -203,7 +203,7 @@ def _chart_path(args: argparse.Namespace, name: str) -> Path:
 
 def _name_gpus(hardware: Hardware) -> str:
     nodes = f" on {hardware.nodes} nodes" if hardware.nodes > 1 else ""
-    return f"{hardware.gpus} GPU{'s' if hardware.gpus > 1 else ''} of {hardware.gpu_memory_gib:g} GiB{nodes}"
+    return f"{count(hardware.gpus, 'GPU')} of {hardware.gpu_memory_gib:g} GiB{nodes}"
 
 
 def _read_worlds(args: argparse.Namespace) -> list[int]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ds_seg.errors import ConfigError
+from ds_seg.errors import ConfigError, count
 
 _LARGEST_NUMBER = sys.float_info.max
 _LARGEST_INTEGER = 2**63 - 1
@@ -127,5 +127,5 @@ class Faults:
         """
         if not self.messages:
             return
-        count = "1 fault" if len(self.messages) == 1 else f"{len(self.messages)} faults"
-        raise ConfigError(f"{count} in {self.source}:\n" + "\n".join(f"  - {message}" for message in self.messages))
+        listed = "\n".join(f"  - {message}" for message in self.messages)
+        raise ConfigError(f"{count(len(self.messages), 'fault')} in {self.source}:\n{listed}")
