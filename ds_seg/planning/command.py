@@ -41,7 +41,7 @@ def build_train_arguments(run: RunConfig, config: str, cfg_options: Sequence[str
     if batch.max_steps != schedule.max_steps:
         options["runner.max_iters"] = f"{batch.max_steps}"
         options |= _rescale_schedule(schedule, batch.max_steps)
-    if candidate.checkpointing != run.model.backbone.get("checkpointing") and candidate.states.zero.get("stage") == 3:
+    if candidate.checkpointing != run.model.backbone.get("checkpointing"):
         options |= _change_policy(run.model.backbone, candidate.checkpointing)
     return [config, *(["--cfg-options", *map("=".join, options.items())] if options else [])]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ds_seg.config.zero_sizes import count_block
+
 
 def compute_tokens(crop_size_px: tuple[int, int], patch_px: int) -> int:
     """Tokens of one crop, class token included."""
@@ -24,7 +26,6 @@ def compute_forward_flops(backbone: Mapping[str, Any], crop_size_px: tuple[int, 
     """
     channels, patch_px = int(backbone["embed_dim"]), int(backbone.get("patch_size", 14))
     tokens = compute_tokens(crop_size_px, patch_px)
-    matrices = (4 + 2 * float(backbone.get("mlp_ratio", 4))) * channels**2
-    block = 2 * tokens * matrices + 4 * tokens**2 * channels
+    block = 2 * tokens * count_block(backbone) + 4 * tokens**2 * channels
     patches = 2 * (tokens - 1) * int(backbone.get("in_chans", 3)) * patch_px**2 * channels
     return (int(backbone["out_indices"][-1]) + 1) * block + patches
