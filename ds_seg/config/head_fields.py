@@ -27,6 +27,11 @@ def classifying_head(field: str, head: Mapping[str, Any]) -> HeadField:
     return (f"{field}.kernel_generate_head", inner) if isinstance(inner, Mapping) else (field, head)
 
 
+def classifying_heads(model: Mapping[str, Any]) -> list[HeadField]:
+    """The classifying head of every head, decode heads first."""
+    return [classifying_head(*head) for head in decode_head_fields(model) + auxiliary_head_fields(model)]
+
+
 def predicting_head(model: Mapping[str, Any]) -> HeadField:
     """The head whose classes are predicted: the decode head, or the last one of a cascade."""
     return classifying_head(*decode_head_fields(model)[-1])

@@ -12,7 +12,7 @@ from typing import Any
 from prettytable import PrettyTable
 
 import ds_seg.openmmlab  # noqa: F401
-from ds_seg.config.head_fields import auxiliary_head_fields, classifying_head, decode_head_fields
+from ds_seg.config.head_fields import classifying_heads
 from ds_seg.data.build import leaf_datasets
 from ds_seg.data.head_fit import find_class_name_faults, find_misfits
 from ds_seg.data.label_rules import find_mistakes, find_nothing_labelled
@@ -193,9 +193,8 @@ def _label_findings(survey: Survey) -> Iterator[Finding]:
 def _head_findings(model: Mapping[str, Any], datasets: Mapping[str, Any]) -> Iterator[Finding]:
     for field, mismatch in find_class_name_faults(datasets).items():
         yield Finding("classes", True, field, None, mismatch)
-    heads = [classifying_head(*head) for head in decode_head_fields(model) + auxiliary_head_fields(model)]
     for field, dataset in datasets.items():
-        for head_field, head in heads:
+        for head_field, head in classifying_heads(model):
             for message in find_misfits(head_field, head, field, dataset):
                 yield Finding("classes", True, field, None, message)
 

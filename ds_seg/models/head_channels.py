@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ds_seg.config.head_fields import auxiliary_head_fields, classifying_head, decode_head_fields
+from ds_seg.config.head_fields import classifying_heads
 from ds_seg.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ def validate_head_channels(model_cfg: Mapping[str, Any], backbone_out_channels: 
     Raises:
         ConfigError: every mismatch, each with its field, what it says and what fits.
     """
-    heads = [classifying_head(*head) for head in decode_head_fields(model_cfg) + auxiliary_head_fields(model_cfg)]
+    heads = classifying_heads(model_cfg)
     faults = [fault for field, cfg in heads if (fault := _find_fault(field, cfg, backbone_out_channels))]
     if faults:
         raise ConfigError("The heads don't fit the backbone: " + "; ".join(faults) + ".")
