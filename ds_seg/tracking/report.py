@@ -106,7 +106,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
         "images / s": _number(summary["images_per_s"]),
         "step time, median / p95": f"{_number(step_time['median'])} / {_number(step_time['p95'])} s",
         "of it waiting for data": _percent(summary.get("data_wait_share")),
-        "peak memory per rank": _gib(summary["peak_memory_gib_per_rank"]),
+        "peak memory per rank": f"{max(summary['peak_memory_gib_per_rank']):.2f} GiB",
         "skipped steps": _number(summary["skipped_steps"]),
     }
     cells = "".join(
@@ -179,12 +179,6 @@ def _embed(content: bytes, mime: str) -> str:
 
 def _percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.1f}%"
-
-
-def _gib(values: Any) -> str:
-    peaks = values if isinstance(values, list) else [values]
-    known = [peak for peak in peaks if peak is not None]
-    return f"{max(known):.2f} GiB" if known else "–"
 
 
 def _number(value: Any) -> str:
