@@ -52,7 +52,9 @@ def test_what_a_test_pipeline_draws_follows_from_the_image_alone(make_cfg: MakeC
     ]
     dataset = build_dataset(make_cfg(pipeline=pipeline), role="test")
     orders = ([0, 1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0])
-    first, second = ({s.index: s.views[0][1] for s in build_test_items(dataset, o, num_workers=0)} for o in orders)
+    first, second = (
+        {s.index: s.views[0][1] for s in load_evaluation_samples(dataset, o, num_workers=0)} for o in orders
+    )
     assert first == second and {meta["flip"] for meta in first.values()} == {True, False}
 
 
