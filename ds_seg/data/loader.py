@@ -65,10 +65,10 @@ def _init_worker(_worker_id: int) -> None:
     cv2.setNumThreads(0)
     cv2.ocl.setUseOpenCL(False)
     end_with_parent()
-    # Ctrl-C, schedulers and the deepspeed launcher signal workers too, but the main process still needs them
+    # The terminal, schedulers and the deepspeed launcher signal workers too, but the main process still needs them
     # until it has saved; it ends them itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_if_main_exits)
 
 

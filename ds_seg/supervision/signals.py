@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1: the first asks the run to stop, a second one ends it at once.
+"""SIGTERM, SIGINT, SIGHUP and SIGUSR1: the first asks the run to stop, a second one ends it at once.
 
 A thread learns of a signal through Python's wake-up descriptor, because a handler would not run while the main thread
 waits in a collective.
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from ds_seg import distributed
 from ds_seg.supervision import progress, stop
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _SAME_REQUEST_S = 2.0
 """Signals so close together are one request: the terminal, the launcher and the scheduler may each send one."""
 _saving = threading.Event()
@@ -34,7 +34,8 @@ def listening(wake: Callable[[], None]) -> Iterator[None]:
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    before = {number: signal.signal(number, lambda _number, _frame: None) for number in STOPPING}
+    heard = [number for number in STOPPING if not _ignored_by_nohup(number)]
+    before = {number: signal.signal(number, lambda _number, _frame: None) for number in heard}
     descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     _keep_from_children()
     threading.Thread(target=_listen, args=(reader, wake), name="ds_seg signals", daemon=True).start()
@@ -56,6 +57,10 @@ def saving() -> Iterator[None]:
         yield
     finally:
         _saving.clear()
+
+
+def _ignored_by_nohup(number: signal.Signals) -> bool:
+    return number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
 
 
 @functools.cache

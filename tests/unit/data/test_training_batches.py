@@ -261,7 +261,7 @@ def test_workers_outlive_the_signals_that_ask_the_run_to_save_and_stop(make_cfg:
     for _ in range(2):  # one batch from each worker, so that both have started
         next(stream)
     for worker in multiprocessing.active_children():
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             os.kill(worker.pid, number)
     assert len(list(stream)) == 38
 

@@ -36,7 +36,7 @@ def test_a_signal_asks_for_a_stop_and_says_what_will_happen(number, capfd):
     assert stop.requested() == f"{number.name} on rank 0" and woken == [True]
     assert f"ends them at once with {128 + number} and saves nothing more" in capfd.readouterr().err
     # a scheduler that signals once more can't change the exit code of a run that has saved
-    assert [signal.getsignal(each) for each in signals.STOPPING] == [signal.SIG_IGN] * 3
+    assert [signal.getsignal(each) for each in signals.STOPPING] == [signal.SIG_IGN] * 4
 
 
 def test_without_a_signal_the_handlers_come_back():
@@ -45,6 +45,14 @@ def test_without_a_signal_the_handlers_come_back():
         assert [signal.getsignal(number) for number in signals.STOPPING] != before
     assert [signal.getsignal(number) for number in signals.STOPPING] == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_nohup_is_heeded():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with signals.listening(lambda: None):
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_signals_of_a_forked_worker_are_not_this_process_s():
