@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import sys
@@ -47,6 +48,8 @@ _OUTPUTS = ("checkpoints", "metrics.jsonl", "summary.json", "report.html", "pred
 """What tells of an earlier run."""
 _DESCRIPTION = (CONFIG_FILE, "deepspeed.json", "environment.json", "loss_curve.png")
 """What goes with it, and does not tell: a run that never made a step leaves it too."""
+_ASIDE = "earlier-"
+"""What folders are called, with a number, that hold what was set aside."""
 
 
 def find_resume_point(run: RunConfig) -> Path | None:
@@ -136,7 +139,7 @@ def _warn(text: str) -> None:
 
 def _tell_of_no_resume(work_dir: Path) -> None:
     """Say that `--resume auto` starts anew, and from what it could go on that was set aside."""
-    aside = [folder for earlier in sorted(work_dir.glob("earlier-*")) for folder in list_checkpoints(earlier)]
+    aside = [folder for earlier in sorted(work_dir.glob(f"{_ASIDE}*")) for folder in list_checkpoints(earlier)]
     newest = max(aside, key=lambda folder: folder.stat().st_mtime, default=None)
     hint = f"; to go on with a run that was set aside: --resume {newest}" if newest else ""
     print(f"--resume auto: {checkpoints_folder(work_dir)} has no checkpoint, so the run starts anew{hint}", flush=True)
@@ -146,12 +149,12 @@ def _set_earlier_run_aside(work_dir: Path) -> None:
     description, outputs = (
         [path for name in names if (path := work_dir / name).exists()] for names in (_DESCRIPTION, _OUTPUTS)
     )
-    if any(path.is_file() or any(path.iterdir()) for path in outputs):
+    if any(path.is_file() or _list_outputs(path) for path in outputs):
         hint = " (--resume auto would have gone on with it)" if list_checkpoints(work_dir) else ""
         # after a kill in the midst of it the next run moves the rest, as long as outputs tell of it
         aside = _set_aside(work_dir, [*description, *outputs])
         print(f"moved the outputs of an earlier run to {aside}{hint}")
-        checkpoints_folder(work_dir).mkdir()
+        checkpoints_folder(work_dir).mkdir(exist_ok=True)
 
 
 def _set_newer_checkpoints_aside(work_dir: Path, step: int) -> None:
@@ -162,12 +165,43 @@ def _set_newer_checkpoints_aside(work_dir: Path, step: int) -> None:
 
 def _set_aside(work_dir: Path, paths: list[Path]) -> Path:
     number = 1
-    while (aside := work_dir / f"earlier-{number}").exists():
+    while any((folder / _aside(number)).exists() for folder in (work_dir, *paths)):
         number += 1
+    aside = work_dir / _aside(number)
     aside.mkdir()
     for path in paths:
-        path.rename(aside / path.name)
+        _move(path, aside)
     return aside
+
+
+def _aside(number: int) -> str:
+    return f"{_ASIDE}{number}"
+
+
+def _move(path: Path, aside: Path) -> None:
+    """Set one thing aside; what a link or a mount has on another disk stays there, and aside gets a link to it.
+
+    The link or the mount itself stays as it is: it says where there is room for checkpoints.
+    """
+    linked = path.is_symlink() and path.is_dir()
+    if not linked:
+        try:
+            path.rename(aside / path.name)
+            return
+        except OSError as error:
+            linked = error.errno == errno.EBUSY  # a mount
+            if not linked and error.errno != errno.EXDEV:
+                raise
+    kept = (path if linked else path.parent) / aside.name
+    kept.mkdir(exist_ok=True)
+    for entry in _list_outputs(path) if linked else [path]:
+        entry.rename(kept / entry.name)
+    (aside / path.name).symlink_to(os.path.relpath(kept if linked else kept / path.name, aside))
+
+
+def _list_outputs(folder: Path) -> list[Path]:
+    """What is there but for what was set aside."""
+    return [path for path in folder.iterdir() if not path.name.startswith(_ASIDE)]
 
 
 def _write_description(run: RunConfig) -> None:

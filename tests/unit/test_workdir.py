@@ -1,5 +1,8 @@
+import errno
 import os
+import shutil
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +59,40 @@ def test_an_earlier_run_is_set_aside_and_not_lost(tmp_path, capsys):
     make_checkpoint(tmp_path, 7)
     workdir.open_work_dir(run_in(tmp_path), TrainingState(), None)
     assert (tmp_path / "earlier-2" / "checkpoints" / "step_000007").is_dir()
+
+
+@pytest.mark.parametrize("what", ["link", "mount", "other disk"])
+def test_checkpoints_on_another_disk_stay_there_when_they_are_set_aside(tmp_path, monkeypatch, what):
+    work_dir, checkpoints, disk = tmp_path / "run", tmp_path / "run" / "checkpoints", tmp_path / "disk"
+    work_dir.mkdir()
+    (checkpoints if what == "mount" else disk).mkdir()
+    if what != "mount":
+        checkpoints.symlink_to("../disk")
+    rename = Path.rename
+
+    def rename_on_one_disk(path, target):
+        if what == "mount" and path == checkpoints:
+            raise OSError(errno.EBUSY, "busy")
+        if checkpoints in path.parents and checkpoints not in target.parents:
+            raise OSError(errno.EXDEV, "another disk")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_on_one_disk)
+    for number in (1, 2):
+        kept = [make_checkpoint(work_dir, step) for step in (3, 6)]
+        resume_from = kept[0] if what == "other disk" else None
+        workdir.open_work_dir(run_in(work_dir), TrainingState(step=3), resume_from)
+        aside, inside = work_dir / f"earlier-{number}", checkpoints / f"earlier-{number}"
+        if resume_from:
+            assert list_checkpoints(work_dir) == [kept[0]]
+            assert (aside / "step_000006").resolve() == inside.resolve() / "step_000006"
+        else:
+            assert list_checkpoints(work_dir) == [] and len(list_checkpoints(aside)) == 2
+            assert (aside / "checkpoints").resolve() == inside.resolve()
+        assert (inside / "step_000006").is_dir() and checkpoints.is_symlink() == (what != "mount")
+        workdir.open_work_dir(run_in(work_dir), TrainingState(step=3), resume_from)  # nothing to set aside
+        shutil.rmtree(kept[0], ignore_errors=True)
+    assert not (work_dir / "earlier-3").exists()
 
 
 def test_a_description_alone_is_no_earlier_run(tmp_path):
