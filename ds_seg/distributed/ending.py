@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from ds_seg.distributed.world import is_main, world_size
+from ds_seg.distributed.world import is_main, rank, world_size
 from ds_seg.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def claim_failure_report() -> bool:
     The first rank to ask gets True, and so does every rank once the store is gone with the process that kept it.
     """
     if _store is None:
-        return is_main()
+        return is_main() or rank() >= world_size()
     try:
         return _store.add("ds_seg/failures", 1) == 1
     except RuntimeError:

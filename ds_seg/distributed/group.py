@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ds_seg.distributed import ending
+from ds_seg.distributed.printing import notify
 from ds_seg.distributed.world import (
     backend,
     complete_environment,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 _WATCHED_TIMEOUT = datetime.timedelta(days=365)
+_TOLD_AFTER_S = 60.0
 _store: dist.Store | None = None
 
 
@@ -46,8 +49,7 @@ def initialize(*, watched: bool = False) -> None:
     complete_environment()
     if "OMP_NUM_THREADS" not in os.environ:  # torch would give every process all cores
         torch.set_num_threads(cores_per_process())
-    rendezvous = dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT)
-    _store, _, _ = next(iter(rendezvous))
+    _store = _open_rendezvous()
     ending.watch_for_the_end(_store)
     if device().type != "cpu":
         _take_gpu()
@@ -58,6 +60,51 @@ def initialize(*, watched: bool = False) -> None:
 
     with _without_shared_memory_op():
         deepspeed.comm.init_distributed(backend(), verbose=False, dist_init_required=False)
+
+
+def _open_rendezvous() -> dist.Store:
+    """The store where the ranks meet, without what an attempt before a restart by torchrun has left in it.
+
+    With --max-restarts torchrun keeps one store for all attempts (torch 2.13), and with it the first one's failure.
+
+    Raises:
+        UserError: the address or the port can't be used.
+    """
+    import torch.distributed as dist
+
+    try:
+        with _telling_of_a_long_wait():
+            store, _, _ = next(iter(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT)))
+    except (ValueError, dist.DistNetworkError) as error:
+        raise UserError(
+            f"Rank {rank()} of {world_size()} can't use the rendezvous at {_describe_meeting()}: {error}. If another "
+            "job has the port, choose a free one: deepspeed --master_port N, torchrun --master-port N, or "
+            "MASTER_PORT=N for launch/train.sh and srun."
+        ) from error
+    return dist.PrefixStore(f"ds_seg/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+@contextlib.contextmanager
+def _telling_of_a_long_wait() -> Iterator[None]:
+    """Say on each node, once, what is being waited for: a node that did not start, or a port that a firewall closes."""
+    text = (
+        f"rank {rank()} has waited for {_TOLD_AFTER_S:g} s for all {world_size()} processes to meet at "
+        f"{_describe_meeting()}: have all been started, and can they reach that port? It gives up after "
+        f"{COLLECTIVE_TIMEOUT.total_seconds() / 60:g} minutes."
+    )
+    telling = threading.Timer(_TOLD_AFTER_S, notify, [text])
+    telling.daemon = True
+    if local_rank() == 0:
+        telling.start()
+    try:
+        yield
+    finally:
+        telling.cancel()
+
+
+def _describe_meeting() -> str:
+    address, port = (os.environ.get(name, "(not set)") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    return f"MASTER_ADDR {address}, MASTER_PORT {port}"
 
 
 def shutdown() -> None:

@@ -103,8 +103,14 @@ def complete_environment() -> None:
     """Set what torch reads where the launcher did not.
 
     Raises:
-        UserError: srun started several processes that can't find each other.
+        UserError: RANK and WORLD_SIZE contradict each other, or srun started several processes that can't find each
+            other.
     """
+    if not 0 <= rank() < world_size():
+        raise UserError(
+            f"RANK is {rank()}, but WORLD_SIZE is {world_size()}: ranks are numbered from 0 to WORLD_SIZE - 1. Unset "
+            "both for one process, or start several with deepspeed, torchrun or srun, which set them."
+        )
     if "RANK" not in os.environ and _in_srun_step() and world_size() > 1:
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:

@@ -3,13 +3,14 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ds_seg import distributed
-from ds_seg.distributed import collectives, ending, launching, world
+from ds_seg.distributed import collectives, ending, group, launching, world
 from ds_seg.distributed.world import complete_environment
 from ds_seg.errors import ConfigError, UserError
 
@@ -237,6 +238,48 @@ def test_a_failure_ends_a_rank_that_waits_in_a_collective_with_the_same_code(env
     assert [done.returncode for done in run_python(code, *({**launch, "RANK": str(rank)} for rank in (0, 1)))] == [
         75
     ] * 2
+
+
+def test_a_restart_by_torchrun_does_not_see_the_failure_before_it(environment):
+    """With --max-restarts the store stays the same."""
+    port = distributed.free_port()
+    kept = torch.distributed.TCPStore("127.0.0.1", port, 1, is_master=True)
+    environment.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    environment["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    for attempt in ("0", "1"):
+        environment["TORCHELASTIC_RESTART_COUNT"] = attempt
+        assert group._open_rendezvous().add("ds_seg/failures", 1) == 1
+    assert not kept.check(["ds_seg/failures"])
+
+
+def test_a_port_that_another_job_has_is_named_with_the_remedy(environment):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        environment.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        wanted = rf"Rank 0 of 1 .* MASTER_PORT {port}: .*address already in use.* choose a free one"
+        with pytest.raises(UserError, match=wanted):
+            group._open_rendezvous()
+
+
+def test_ranks_that_wait_long_for_each_other_say_so_once_a_node(environment, monkeypatch, capsys):
+    monkeypatch.setattr(group, "_TOLD_AFTER_S", 0.05)
+    environment.update(RANK="8", WORLD_SIZE="16", LOCAL_RANK="0", MASTER_ADDR="node1", MASTER_PORT="29500")
+    with group._telling_of_a_long_wait():
+        time.sleep(0.3)
+    environment["LOCAL_RANK"] = "1"
+    with group._telling_of_a_long_wait():
+        time.sleep(0.1)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "rank 8 has waited" in told and "MASTER_ADDR node1, MASTER_PORT 29500" in told
+
+
+def test_a_rank_outside_the_world_is_refused_and_told(environment):
+    environment["RANK"] = "1"
+    with pytest.raises(UserError, match=r"RANK is 1, but WORLD_SIZE is 1: .* Unset both for one process"):
+        complete_environment()
+    assert distributed.claim_failure_report()
 
 
 def test_a_free_port_can_be_bound():
