@@ -37,6 +37,7 @@ def _run_command(argv: Sequence[str]) -> None:
     from ds_seg.commands import add_commands
     from ds_seg.tracking.console import LastingStream
 
+    _open_missing_streams()
     sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
 
     parser = argparse.ArgumentParser(
@@ -65,6 +66,13 @@ def _run_command(argv: Sequence[str]) -> None:
         _fail(EXIT_FAULT, describe_fault(error, distributed.rank()))
     distributed.shutdown()
     sys.exit(code)
+
+
+def _open_missing_streams() -> None:
+    """Started with closed streams, as by some daemons, the first files to be opened would take their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
 
 
 def _end_with_launcher() -> None:

@@ -84,6 +84,6 @@ def describe_fault(error: Exception, rank: int) -> str:
         remedy = _FULL_GPU if type(error).__name__ == "OutOfMemoryError" else ""  # torch's, without importing torch
         return f"rank {rank} failed:\n{''.join(traceback.format_exception(error))}{remedy}"
     return (
-        f"ds-seg: rank {rank}: {text} If nobody killed it, the machine ran out of memory: give the job more of it, or "
-        "lower data.workers_per_gpu, and go on with --resume auto."
+        f"ds-seg: rank {rank}: {text.rstrip('.')}. If nobody killed it, the machine ran out of memory: give the job "
+        "more of it, or lower data.workers_per_gpu, and go on with --resume auto."
     )

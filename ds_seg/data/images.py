@@ -123,7 +123,9 @@ def find_images(inputs: Sequence[str]) -> dict[Path, Path]:
     found: dict[Path, Path] = {}
     for given in map(Path, inputs):
         if given.is_dir():
-            images = sorted(path for path in given.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            images = sorted(
+                path for path in given.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and _is_file(path)
+            )
             if not images:
                 raise DataError(f"{given} holds no image ({', '.join(IMAGE_SUFFIXES)}). Name another folder.")
             found.update({path: path.relative_to(given).with_suffix(".png") for path in images})
@@ -137,6 +139,11 @@ def find_images(inputs: Sequence[str]) -> dict[Path, Path]:
         if other != path:
             raise DataError(f"{other} and {path} would both write {result}. Predict them into different folders.")
     return found
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file, or a link to one that is gone, which is to be told; opening a pipe would wait for ever."""
+    return path.is_file() or not path.exists()
 
 
 def validate_images(dataset: ImageFiles) -> None:

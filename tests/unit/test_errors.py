@@ -24,7 +24,7 @@ def test_a_killed_data_worker_is_told_with_the_remedy():
     with pytest.raises(RuntimeError) as raised:
         list(DataLoader(KillsItsWorker(), num_workers=1))
     told = describe_fault(raised.value, 3)
-    assert told.startswith("ds-seg: rank 3: DataLoader worker (pid")
+    assert told.startswith("ds-seg: rank 3: DataLoader worker (pid") and ". If nobody killed it" in told
     assert "lower data.workers_per_gpu, and go on with --resume auto." in told and "\n" not in told
 
 

@@ -98,6 +98,16 @@ def test_an_empty_argument_is_refused(arguments):
     assert "is empty: is a shell variable there not set?" in done.stderr
 
 
+def test_closed_streams_are_no_fault(tmp_path):
+    code = (
+        "import os, sys\nfrom ds_seg import __main__, commands\n"
+        "def run(_args): print('lost'); sys.stderr.flush(); return int(open(sys.argv[1], 'w').fileno() < 3)\n"
+        "from ds_seg.commands import doctor\ndoctor.run = run\n__main__.main(['doctor'])"
+    )
+    command = ["bash", "-c", 'exec "$0" -c "$1" "$2" <&- >&- 2>&-', sys.executable, code, str(tmp_path / "file")]
+    assert subprocess.run(command, env=environment(), timeout=60).returncode == 0
+
+
 @pytest.mark.parametrize("command", ["doctor", "predict"])
 def test_ctrl_c_is_told_in_words_that_fit_the_command(command):
     code = (

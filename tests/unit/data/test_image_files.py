@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from PIL import Image
 
@@ -29,6 +31,15 @@ def test_images_of_the_formats_that_datasets_come_in_are_found(tmp_path):
         Image.new("RGB", (2, 2)).save(tmp_path / f"a{suffix}.{suffix}")
     (tmp_path / "notes.txt").write_text("no image")
     assert len(find_images([str(tmp_path)])) == 3
+
+
+def test_folders_and_pipes_with_an_image_s_name_are_passed_over_and_broken_links_are_not(folder):
+    (folder / "frame.0003.jpg").mkdir()
+    os.mkfifo(folder / "frame.0004.jpg")
+    (folder / "frame.0005.jpg").symlink_to(folder / "gone.jpg")
+    assert sorted(path.name for path in find_images([str(folder)])) == [
+        *("frame.0001.jpg", "frame.0001.jpg", "frame.0002.jpg", "frame.0005.jpg")
+    ]
 
 
 def test_two_images_never_write_one_result(folder):
