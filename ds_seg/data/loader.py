@@ -6,6 +6,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, cast
@@ -18,6 +19,9 @@ from ds_seg.supervision.processes import end_with_parent
 
 _main_exits = multiprocessing.get_context("fork").RawValue("b", 0)
 """In memory that worker processes share with this one."""
+# A thread of gloo or NCCL that lets go of a tensor takes the lock of Python's list of threads, without the GIL. If a
+# fork comes just then, the child waits for that lock for ever (Python 3.11). This takes it, and so waits for it.
+os.register_at_fork(before=sys._current_frames)
 
 
 def load_ahead(
