@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -19,11 +20,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from ds_seg.data.bad_samples import UnreadableSample
 from ds_seg.data.build import build_dataset
+from ds_seg.data.loader import load_ahead
 from ds_seg.data.training_batches import MicroBatch, build_train_loader
-from ds_seg.errors import ConfigError, DataError
+from ds_seg.errors import ConfigError, DataError, UserError
 
 from mmseg.datasets import PIPELINES  # isort: skip
 
@@ -264,6 +267,34 @@ def test_workers_outlive_the_signals_that_ask_the_run_to_save_and_stop(make_cfg:
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             os.kill(worker.pid, number)
     assert len(list(stream)) == 38
+
+
+class NoSharedMemory(Dataset):
+    """Its worker can't make a file of 1 KiB any more, as where /dev/shm is full."""
+
+    def __init__(self) -> None:
+        self.worker = multiprocessing.get_context("fork").Value("i")
+
+    def __getitem__(self, _index: int) -> torch.Tensor:
+        self.worker.value = os.getpid()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+        return torch.zeros(4096)
+
+
+def test_a_batch_that_shared_memory_does_not_take_is_an_error_and_no_hang() -> None:
+    def give_up(*_: object) -> None:
+        raise TimeoutError
+
+    dataset = NoSharedMemory()
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(30)
+    try:
+        with pytest.raises(UserError, match=r"through /dev/shm \(\d+ of \d+ MiB are free there\): .*workers_per_gpu=0"):
+            list(load_ahead(dataset, [[0]], lambda items: items[0], num_workers=1))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert not list(Path("/dev/shm").glob(f"torch_{dataset.worker.value}_*"))
 
 
 def test_a_fork_waits_for_threads_that_hold_the_lock_of_pythons_threads() -> None:
