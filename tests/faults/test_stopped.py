@@ -1,7 +1,7 @@
 """Signals to ranks and launchers, a launcher that is killed, and what hangs."""
 
 import signal
-from signal import SIGKILL, SIGSTOP, SIGTERM, SIGUSR1
+from signal import SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_signals_save_and_what_hangs_or_loses_its_launcher_ends(story):
     for launcher in ("torchrun", "deepspeed"):
         ending = strike(run, lambda life: life.popen.pid, SIGKILL, launcher=launcher)
         run.interrupted(f"SIGKILL of the launcher ({launcher})", ending, exit_code=-SIGKILL)
-    for number, rank in ((SIGTERM, 1), (SIGUSR1, 0)):
+    for number, rank in ((SIGTERM, 1), (SIGUSR1, 0), (SIGHUP, 1)):
         ending = strike(run, lambda life, rank=rank: life.rank(rank), number)
         run.interrupted(f"{number.name} to rank {rank}", ending, exit_code=75, lost_at_most_steps=0)
     ending = strike(run, lambda life: life.popen.pid, SIGTERM)
