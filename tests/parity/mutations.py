@@ -13,6 +13,7 @@ import torch
 
 from cases import ALL, CASES, PARTLY_OFFLOADED, UNCLIPPED
 from ds_seg import distributed
+from ds_seg.config import ScheduleSettings
 from ds_seg.engine import engines, gradients, groups
 from ds_seg.engine import step as step_module
 from ds_seg.engine.step import TwoEngineStep
@@ -61,6 +62,16 @@ def clip_each_engine(step: Callable) -> Callable:
 
 def leave_out_clipping(suit: Callable) -> Callable:
     return lambda *args: {key: value for key, value in suit(*args).items() if key != "gradient_clipping"}
+
+
+def give_all_groups_one_rate(set_rates: Callable) -> Callable:
+    def set_one(schedule: ScheduleSettings, param_groups: list[dict[str, Any]], step: int) -> None:
+        leader = {"base_lr": Recipe().lr}
+        set_rates(schedule, [leader], step)
+        for group in param_groups:
+            group["lr"] = leader["lr"]
+
+    return set_one
 
 
 def multiply_head_gradients(factor: float) -> Callable[[Callable], Callable]:
@@ -193,7 +204,7 @@ _MISTAKES = (
         "one learning rate everywhere",
         "layer decay 0.6",
         PARAMETERS,
-        patched(step_module, "compute_lr", lambda compute: lambda _base, step, plan: compute(Recipe().lr, step, plan)),
+        patched(ScheduleSettings, "set_rates", give_all_groups_one_rate),
     ),
     Mutation(
         "BatchNorm not synchronised",
