@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ds_seg.config.faults import OF_A_BASE, list_fields, suggest
+from ds_seg.config.faults import OF_A_BASE, describe_unknown_key, list_fields, suggest
 
 _UNEXPECTED = re.compile(r"got an unexpected keyword argument '(\w+)'")
 
@@ -37,9 +37,9 @@ def _find_fault(origin: Exception, building: Mapping[str, Any], sections: list[t
         key = unexpected[1]
         of_kind = [(where, found) for where, found in sections if key in found and _is_like(found, cfg)]
         if inspect.isclass(kind) and of_kind:
-            known, place = _list_arguments(kind), of_kind[0][0]
-            hint = "" if place.endswith("]") else f".{OF_A_BASE}".removesuffix(".")  # a base's lists are not merged
-            return f"{place}.{key}: unknown key.{suggest(key, known)} Known here: {', '.join(sorted(known))}{hint}"
+            place = of_kind[0][0]
+            hint = "" if place.endswith("]") else f". {OF_A_BASE}"  # a base's lists are not merged
+            return f"{place}.{key}: {describe_unknown_key(key, _list_arguments(kind))}{hint}"
     where = next((where for where, found in sections if _is_like(found, cfg)), None)
     if where is None or not isinstance(origin, KeyError):
         return None

@@ -13,13 +13,19 @@ _LARGEST_NUMBER = sys.float_info.max
 _LARGEST_INTEGER = 2**63 - 1
 """Of 64 bits with a sign, as torch has them."""
 
-OF_A_BASE = " What comes from _base_ goes with _delete_=True in your own file's section."
+OF_A_BASE = "What comes from _base_ goes with _delete_=True in your own file's section"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """A hint like ` Did you mean 'optimizer'?`, or an empty string where nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def describe_unknown_key(key: str, known: Iterable[str]) -> str:
+    """What is said of a key that means nothing, without a full stop."""
+    known = list(known)
+    return f"unknown key.{suggest(key, known)} Known here: {', '.join(sorted(known))}"
 
 
 def list_fields(field: str, value: Any) -> list[tuple[str, Any]]:
@@ -55,8 +61,8 @@ class Faults:
         known = list(value if known is None else known)
         for key in value:
             if key not in known:
-                listed = f"Known here: {', '.join(sorted(known))}.{OF_A_BASE if replaces else ''}"
-                self.add(f"{field}.{key}", f"unknown key.{suggest(key, known)} {listed}")
+                hint = f" {OF_A_BASE}." if replaces else ""
+                self.add(f"{field}.{key}", f"{describe_unknown_key(key, known)}.{hint}")
         return value
 
     def number(
