@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 
 from ds_seg.data.build import resolve_sample, sample_paths
 from ds_seg.data.loader import load_ahead
+from ds_seg.data.noise import seeded_noise
 from ds_seg.data.pair_files import read_image_size
 from ds_seg.data.samples import load_or_error, sample_error, unwrap
-from ds_seg.data.training_stream import seeded_noise
 from ds_seg.errors import ConfigError, DataError
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from ds_seg.data.bad_samples import BadSample, UnreadableSample, too_many_bad_samples
+from ds_seg.data.noise import seeded_noise
 from ds_seg.data.samples import load_or_error
 
 
@@ -66,20 +64,3 @@ class SeededStream(Dataset):
         yield own
         others = np.random.default_rng((self.seed, position, 1)).permutation(len(self.dataset))
         yield from (int(index) for index in others if index != own)
-
-
-@contextlib.contextmanager
-def seeded_noise(seed: int, position: int) -> Iterator[None]:
-    """Within it all generators that a pipeline may use are seeded from the pair; afterwards they are as they were."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    words = np.random.SeedSequence((seed, position)).generate_state(6)
-    random.seed(int(words[0]) << 32 | int(words[1]))
-    np.random.seed(words[2:4])
-    # torch.manual_seed would reach for the GPU, which a worker must not touch
-    torch.default_generator.manual_seed(int(words[4]) << 32 | int(words[5]))
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
