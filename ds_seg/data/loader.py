@@ -5,13 +5,9 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.context import ForkContext
-from multiprocessing.queues import Queue
-from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
@@ -19,35 +15,14 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ds_seg.errors import UserError
+from ds_seg.data.handover import TellingContext
 from ds_seg.supervision.processes import end_with_parent
 
 _main_exits = multiprocessing.get_context("fork").RawValue("b", 0)
 """In memory that worker processes share with this one."""
-_SHARED_MEMORY = Path("/dev/shm")
 # A thread of gloo or NCCL that lets go of a tensor takes the lock of Python's list of threads, without the GIL. If a
 # fork comes just then, the child waits for that lock for ever (Python 3.11). This takes it, and so waits for it.
 os.register_at_fork(before=sys._current_frames)
-
-
-class _TellingQueue(Queue):
-    """A queue that hands over the error in place of an item that it can't: Python's would leave the receiver waiting.
-
-    torch puts pairs of a batch's number and the batch, whose tensors pass through shared memory.
-    """
-
-    def _on_queue_feeder_error(self, error: Exception, item: tuple[int, object]) -> None:
-        for left in _SHARED_MEMORY.glob(f"torch_{os.getpid()}_*"):  # torch 2.13 does not remove what it can't fill
-            left.unlink(missing_ok=True)
-        self.put((item[0], UserError(_describe_handover(error))))
-
-
-class _TellingContext(ForkContext):
-    """Makes such queues."""
-
-    def Queue(self, maxsize: int = 0) -> Queue:
-        """A queue between processes."""
-        return _TellingQueue(maxsize, ctx=self.get_context())
 
 
 def load_ahead(
@@ -77,7 +52,7 @@ def load_ahead(
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=_init_worker,
-        multiprocessing_context=_TellingContext() if num_workers else None,
+        multiprocessing_context=TellingContext() if num_workers else None,
         generator=torch.Generator(),  # or the DataLoader would draw from the process's own
     )
     return _raise_failures(iter(loader))
@@ -89,19 +64,6 @@ def _raise_failures(items: Iterator[Any]) -> Iterator[Any]:
             del items  # the error's traceback keeps this frame, and would keep the workers with it
             raise item
         yield item
-
-
-def _describe_handover(error: Exception) -> str:
-    try:
-        room = shutil.disk_usage(_SHARED_MEMORY)
-        free = f"{room.free / 2**20:.0f} of {room.total / 2**20:.0f} MiB are free there"
-    except OSError as missing:
-        free = str(missing)
-    return (
-        f"A data worker can't hand over what it has loaded through {_SHARED_MEMORY} ({free}): {error}. Enlarge it "
-        "(docker run --shm-size=16g, or --ipc=host), or load without workers: --cfg-options data.workers_per_gpu=0. "
-        "Training goes on with --resume auto."
-    )
 
 
 def _init_worker(_worker_id: int) -> None:

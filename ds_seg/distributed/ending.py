@@ -77,6 +77,7 @@ def claim_failure_report() -> bool:
     """Whether this rank is the one that prints the failure; no collective is issued.
 
     The first rank to ask gets True, and so does every rank once the store is gone with the process that kept it.
+    Before the store is there rank 0 gets it, and a rank that no world of its size has.
     """
     if _store is None:
         return is_main() or rank() >= world_size()
