@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 import torch
+import torch.nn.functional as F
 
 from ds_seg.versions import find_versions
 
@@ -51,6 +52,15 @@ def measure_products(device: torch.device) -> dict[str, float]:
         a, b = (torch.randn(shape, device=device).bfloat16() for shape in ((rows, inner), (inner, columns)))
         rates[f"{rows} x {inner} x {columns}"] = 2 * rows * inner * columns / measure_s(lambda: a @ b, device) / 1e12  # noqa: B023
     return rates
+
+
+def measure_attention(shape_BHNE: tuple[int, int, int, int], device: torch.device) -> float:
+    """TFLOP/s of attention in bf16, forward and backward, counted as torch's FlopCounterMode does: 2 and 5 products."""
+    batch, heads, tokens, channels = shape_BHNE
+    qkv_gradient = torch.randn(4, batch, tokens, heads, channels, device=device).bfloat16().transpose(2, 3)
+    *qkv, gradient_BHNE = (tensor.clone().requires_grad_() for tensor in qkv_gradient)
+    seconds = measure_s(lambda: torch.autograd.grad(F.scaled_dot_product_attention(*qkv), qkv, gradient_BHNE), device)
+    return 7 * 2 * batch * heads * tokens**2 * channels / seconds / 1e12
 
 
 def measure_copy_within(device: torch.device) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
-from device_facts import measure_copy_within, measure_products, measure_s
+from device_facts import measure_attention, measure_copy_within, measure_products, measure_s
 from memory import measure_held_gib, measure_step_gib
 from phases import COLLECTIVES, DATA, measure_collectives_s, split_step
 from variants import VARIANTS, Step
@@ -27,6 +27,7 @@ from workload import Workload
 
 from ds_seg import distributed
 from ds_seg.config import RunConfig
+from ds_seg.planning.flops import compute_tokens
 
 PATIENCE = datetime.timedelta(hours=1)
 _GATHERED_BYTES = 2**23
@@ -109,7 +110,7 @@ def _measure_more(workload: Workload, run: RunConfig, step: Step, done: int, bef
     phases = split_step(lambda: step(done + 1, source.draw()), {DATA: [(source, "draw")], **step.timed}, device)
     distributed.barrier()
     phases[COLLECTIVES] = measure_collectives_s(lambda: step(done + 2, last), device)
-    memories, all_phases, rates = zip(*distributed.gather_objects((memory, phases, _measure_rates())), strict=True)
+    memories, all_phases, rates = zip(*distributed.gather_objects((memory, phases, _measure_rates(run))), strict=True)
     return {
         "memory": {name: max(rank[name] for rank in memories) for name in memory},
         "memory_by_rank": list(memories),
@@ -118,17 +119,24 @@ def _measure_more(workload: Workload, run: RunConfig, step: Step, done: int, bef
     }
 
 
-def _measure_rates() -> dict[str, float]:
+def _measure_rates(run: RunConfig) -> dict[str, float]:
     """What this process reaches while the others do the same, by the names of the planner's `Hardware`."""
     device = distributed.device()
     distributed.barrier()
     rates = {"peak_tflops": max(measure_products(device).values())}
+    rates["attention_utilisation"] = _measure_attention(run, device) / rates["peak_tflops"]
     rates["hbm_gb_per_s"] = measure_copy_within(device)
     part = torch.zeros(_GATHERED_BYTES // distributed.world_size(), dtype=torch.uint8, device=device)
     whole = torch.empty(part.numel() * distributed.world_size(), dtype=torch.uint8, device=device)
     gather_s = measure_s(lambda: dist.all_gather_into_tensor(whole, part), device)
     rates["nvlink_gb_per_s"] = whole.numel() / gather_s / 1e9
     return rates
+
+
+def _measure_attention(run: RunConfig, device: torch.device) -> float:
+    backbone = run.model.backbone
+    heads, tokens = int(backbone.num_heads), compute_tokens(run.train_crop_px, run.patch_size)
+    return measure_attention((run.micro_batch, heads, tokens, int(backbone.embed_dim) // heads), device)
 
 
 def _measure_memory(step: Callable[[], object], before_gib: float) -> dict[str, float]:

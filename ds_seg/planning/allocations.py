@@ -20,6 +20,7 @@ _SAME_FORMULA = {
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward,
 }
 """Tensors without data take the CPU's attention kernel, which torch 2.13 has no formula for."""
+ATTENTION, PRODUCTS = "attention", "products"
 
 
 class AllocationTracker(TorchDispatchMode):
@@ -31,7 +32,8 @@ class AllocationTracker(TorchDispatchMode):
 
     Attributes:
         live: bytes by part, now.
-        flops: of all matrix products, convolutions and attention so far, by the formulas of torch's FlopCounterMode.
+        flops: of attention, and of matrix products and convolutions so far, by the formulas of torch's
+            FlopCounterMode.
         peaks: phase -> bytes by part at the moment in it when their sum was highest.
     """
 
@@ -40,7 +42,7 @@ class AllocationTracker(TorchDispatchMode):
         self.classify = classify
         self.live: Counter[str] = Counter()
         self.peaks: dict[str, Counter[str]] = {}
-        self.flops = 0
+        self.flops: Counter[str] = Counter()
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def enter(self, phase: str) -> None:
@@ -51,7 +53,7 @@ class AllocationTracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and follow what it returns."""
         results = func(*args, **(kwargs or {}))
-        self.flops += self._count_flops(func, args, kwargs or {}, results)
+        self._count_flops(func, args, kwargs or {}, results)
         inputs = None
         for result in tree_leaves(results):
             if not isinstance(result, torch.Tensor):
@@ -65,11 +67,12 @@ class AllocationTracker(TorchDispatchMode):
                 self._follow(result, storage)
         return results
 
-    @staticmethod
-    def _count_flops(func: Any, args: Any, kwargs: Any, results: Any) -> int:
+    def _count_flops(self, func: Any, args: Any, kwargs: Any, results: Any) -> None:
         operator = getattr(func, "_overloadpacket", func)
         formula = flop_registry.get(_SAME_FORMULA.get(operator, operator))
-        return formula(*args, **kwargs, out_val=results) if formula else 0
+        if formula:
+            kind = ATTENTION if "scaled_dot_product" in str(operator) else PRODUCTS
+            self.flops[kind] += formula(*args, **kwargs, out_val=results)
 
     def _follow(self, tensor: torch.Tensor, storage: torch.UntypedStorage) -> None:
         part, size = self.classify(tensor, self._phase), storage.nbytes()

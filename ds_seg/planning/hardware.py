@@ -40,6 +40,8 @@ class Hardware:
     """Dense bf16 matrix products."""
     utilisation: float = 0.5
     """Share of the peak that the whole computation reaches, recomputation included."""
+    attention_utilisation: float = 0.5
+    """The same of the backbone's attention alone."""
     hbm_gb_per_s: float = 2000.0
     pcie_gb_per_s: float = 25.0
     pageable_gb_per_s: float = 10.0

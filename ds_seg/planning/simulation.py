@@ -22,7 +22,7 @@ from ds_seg.models.backbone_building import build_backbone
 from ds_seg.models.heads import list_losses
 from ds_seg.models.probe import draw_features
 from ds_seg.models.sync_batchnorm import SyncBatchNorm
-from ds_seg.planning.allocations import AllocationTracker
+from ds_seg.planning.allocations import ATTENTION, AllocationTracker
 from ds_seg.planning.model_size import build_on_meta
 from ds_seg.planning.unknown_values import SelectEverything
 
@@ -57,7 +57,7 @@ class Trace:
     peak: Parts
     """Bytes at the highest moment of both passes."""
     flops: Parts
-    """`forward`, and `all`: forward, backward and what is computed again."""
+    """`forward`, and `all`: forward, backward and what is computed again; `attention` is attention's part of all."""
 
     def __add__(self, other: Trace) -> Trace:
         return Trace(*(_combine(a, b, 1) for a, b in zip(self._fields(), other._fields(), strict=True)))
@@ -100,13 +100,13 @@ def _simulate_depth(model_cfg: Mapping[str, Any], depth: int, setting: StepSetti
         with tracker:
             tracker.enter(KEPT)
             features = backbone(images_BCHW)
-            kept, forward_flops = Counter(tracker.live), tracker.flops
+            kept, forward_flops = Counter(tracker.live), tracker.flops.total()
             tracker.enter(BACKWARD)
             trained = [feature for feature in features if feature.requires_grad]
             if trained:
                 torch.autograd.backward(trained, [torch.empty_like(feature) for feature in trained])
     peak = max(tracker.peaks.values(), key=Parts.total)
-    return Trace(kept, peak, Counter(forward=forward_flops, all=tracker.flops))
+    return Trace(kept, peak, _summarise_flops(forward_flops, tracker))
 
 
 def simulate_heads(model_cfg: Mapping[str, Any], setting: StepSetting) -> Trace:
@@ -131,9 +131,13 @@ def simulate_heads(model_cfg: Mapping[str, Any], setting: StepSetting) -> Trace:
         with tracker:
             tracker.enter(HEAD)
             entries = heads.losses(features, [{}] * setting.micro_batch, labels_B1HW)
-            kept, forward_flops = Counter(tracker.live), tracker.flops
+            kept, forward_flops = Counter(tracker.live), tracker.flops.total()
             torch.stack(list_losses(entries)).sum().backward()
-    return Trace(kept, tracker.peaks[HEAD], Counter(forward=forward_flops, all=tracker.flops))
+    return Trace(kept, tracker.peaks[HEAD], _summarise_flops(forward_flops, tracker))
+
+
+def _summarise_flops(forward: int, tracker: AllocationTracker) -> Parts:
+    return Counter(forward=forward, all=tracker.flops.total(), attention=tracker.flops[ATTENTION])
 
 
 def _with_depth(model_cfg: Mapping[str, Any], depth: int, checkpointing: str) -> dict[str, Any]:

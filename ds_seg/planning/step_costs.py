@@ -27,6 +27,8 @@ class StepCost:
     """Of the backbone."""
     backbone_flops: float
     """Forward, backward and what is computed again."""
+    attention_flops: float
+    """Attention's part of the backbone's."""
     head_flops: float
     host_ms_a_block: float
     """Python's, forward and backward."""
@@ -86,6 +88,7 @@ class StepCosts:
             max(backbone.kept + heads.peak, backbone.peak, key=Parts.total) + self._count_batch(micro_batch),
             backbone.flops["forward"],
             backbone.flops["all"],
+            backbone.flops["attention"],
             heads.flops["all"],
             find_host_ms(policy, compiled=self.run.compile),
         )

@@ -34,7 +34,7 @@ ZERO = {
     "stage3_max_reuse_distance": 0,
 }
 STATES = States(bf16=True, offloaded=0.0, pin_memory=False, ema=False, zero=ZERO)
-COST = StepCost(Counter({"activations": 4e8, "logits and loss": 5e8}), 16.34e12, 65.4e12, 4e9, 2.0)
+COST = StepCost(Counter({"activations": 4e8, "logits and loss": 5e8}), 16.34e12, 65.4e12, 4.4e12, 4e9, 2.0)
 ON_GPU = ("parameters", "gradients", "master", "moments")
 
 
@@ -266,6 +266,13 @@ def test_time_and_what_binds_it():
     assert slow.bound.startswith("communication") and slow.total_s > slow.communication_s > slow.compute_s
     offloaded = compute_step_time(SIZE, COST, replace(STATES, offloaded=1.0), free, 1)
     assert "host memory" in offloaded.bound and offloaded.optimizer_s > time.optimizer_s
+
+
+def test_attention_has_a_rate_of_its_own():
+    time, slower = (
+        compute_step_time(SIZE, COST, STATES, hardware(1, attention_utilisation=share), 16) for share in (0.5, 0.1)
+    )
+    assert slower.compute_s - time.compute_s == pytest.approx(16 * 4.4e12 / 989e12 * (1 / 0.1 - 1 / 0.5))
 
 
 def test_gpu_hours_of_the_published_schedule():

@@ -83,6 +83,11 @@ def test_flops_by_counter_and_by_formula(linear_run, traces):
     assert traces["block"].flops["all"] / 1e12 == pytest.approx(65.4, rel=0.01)
 
 
+@pytest.mark.parametrize(("policy", "products"), [("none", 2 + 5), ("selective", 2 + 5), ("block", 2 + 5 + 2)])
+def test_attention_is_counted_apart_from_what_else_is_computed(traces, policy, products):
+    assert traces[policy].flops["attention"] == products * 2 * 1297**2 * 3200 * 48
+
+
 def test_images_may_have_one_channel(linear_run, traces):
     backbone = {**linear_run.model.backbone, "in_chans": 1}
     flops = simulate_backbone({**linear_run.model, "backbone": backbone}, setting("none")).flops
