@@ -34,10 +34,12 @@ class MeasuredRows:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Keep them where a script finds them."""
+        cache = getattr(session.config, "cache", None)  # none under -p no:cacheprovider
+        if cache is None or hasattr(session.config, "workerinput"):
+            return
         for page, rows in self.rows.items():
-            if rows and not hasattr(session.config, "workerinput"):
-                assert session.config.cache is not None
-                session.config.cache.set(f"{CACHE_FOLDER}/{page}", rows)
+            if rows:
+                cache.set(f"{CACHE_FOLDER}/{page}", rows)
 
 
 def pytest_configure(config: pytest.Config) -> None:
