@@ -68,7 +68,8 @@ def compute_gpu_memory(size: ModelSize, cost: StepCost, states: States, hardware
     step_bytes = (
         0 if states.offloaded or states.sum_bytes == 4 else 4 * min(share, _sub_group(size, states, world_size))
     )
-    working["optimizer step"] = max(0.0, step_bytes - sum(working.values()))
+    # while the optimizer steps nothing is whole, not even what persists: DeepSpeed 0.19.8 lets go of it before
+    working["optimizer step"] = max(0.0, step_bytes - resident["live parameters"] - sum(working.values()))
     loss = hardware.fragmentation * sum(working.values())
     context = hardware.context_gib * (4 / 3 if world_size > 1 else 1) * GIB
     return {**resident, **working, "CUDA context and fragmentation": context + loss}
