@@ -23,6 +23,7 @@ from ds_seg.models.heads import list_losses
 from ds_seg.models.probe import draw_features
 from ds_seg.models.sync_batchnorm import SyncBatchNorm
 from ds_seg.planning.allocations import ATTENTION, AllocationTracker
+from ds_seg.planning.gradient_sums import SumInPlace
 from ds_seg.planning.model_size import build_on_meta
 from ds_seg.planning.unknown_values import SelectEverything
 
@@ -97,7 +98,7 @@ def _simulate_depth(model_cfg: Mapping[str, Any], depth: int, setting: StepSetti
     with _without_data():
         backbone = _prepare(built, setting)
         images_BCHW = torch.empty(setting.micro_batch, built.in_chans, *setting.crop_size_px, dtype=setting.dtype)
-        with tracker:
+        with tracker, SumInPlace():
             tracker.enter(KEPT)
             features = backbone(images_BCHW)
             kept, forward_flops = Counter(tracker.live), tracker.flops.total()
@@ -128,7 +129,7 @@ def simulate_heads(model_cfg: Mapping[str, Any], setting: StepSetting) -> Trace:
         features = [feature.detach().to(setting.dtype).requires_grad_(trainable) for feature in drawn]
         del drawn
         labels_B1HW = torch.zeros(setting.micro_batch, 1, *setting.crop_size_px, dtype=torch.int64)
-        with tracker:
+        with tracker, SumInPlace():
             tracker.enter(HEAD)
             entries = heads.losses(features, [{}] * setting.micro_batch, labels_B1HW)
             kept, forward_flops = Counter(tracker.live), tracker.flops.total()

@@ -13,6 +13,7 @@ from ds_seg.models.probe import draw_features
 from ds_seg.planning import unknown_values
 from ds_seg.planning.allocations import AllocationTracker
 from ds_seg.planning.fitting import choose_fit
+from ds_seg.planning.gradient_sums import SumInPlace
 from ds_seg.planning.simulation import StepSetting, simulate_heads
 from heads_cases import CASES, LOSSES, loss_case, make_run
 
@@ -39,7 +40,7 @@ def measure(case):
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda complete: setattr(complete, "grad", None))
     tracker = AllocationTracker(lambda _, phase: phase)
-    with tracker:
+    with tracker, SumInPlace():
         tracker.enter("step")
         entries = heads.losses(features, [{}] * IMAGES, labels_B1HW)
         kept = tracker.live.total()
