@@ -7,12 +7,14 @@ Shape suffixes: B images, H W pixels, C channels of an image, 1 label; D channel
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -47,6 +49,8 @@ class StepSetting:
     """Of the backbone."""
     fused_norms: bool
     """Count RMSNorm as one kernel, as GPUs have it; torch's CPU version keeps FP32 copies."""
+    zero3_linear: bool = True
+    """DeepSpeed's linear function is in the place of torch's; it keeps its input even where the weight is frozen."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def _simulate_depth(model_cfg: Mapping[str, Any], depth: int, setting: StepSetti
     shorter = _with_depth(model_cfg, depth, setting.checkpointing)
     with torch.device("meta"):
         built = build_backbone(shorter).to(setting.dtype)
-    with _without_data():
+    with _without_data(), _linear_of(setting):
         backbone = _prepare(built, setting)
         images_BCHW = torch.empty(setting.micro_batch, built.in_chans, *setting.crop_size_px, dtype=setting.dtype)
         with tracker, SumInPlace():
@@ -123,7 +127,7 @@ def simulate_heads(model_cfg: Mapping[str, Any], setting: StepSetting) -> Trace:
     tracker = AllocationTracker(classify)
     backbone, built = build_on_meta(model_cfg)
     trainable = any(parameter.requires_grad for parameter in backbone.parameters())
-    with _without_data(), SelectEverything():
+    with _without_data(), SelectEverything(), _linear_of(setting):
         heads = _prepare(built, setting)
         drawn = draw_features(backbone, setting.micro_batch, setting.crop_size_px, torch.device("cpu"))
         features = [feature.detach().to(setting.dtype).requires_grad_(trainable) for feature in drawn]
@@ -202,3 +206,15 @@ def _drop_gradient(parameter: Tensor) -> None:
 def _without_data() -> FakeTensorMode:
     """A context in which new tensors have a shape and no data."""
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@contextlib.contextmanager
+def _linear_of(setting: StepSetting) -> Iterator[None]:
+    """A context in which `nn.Linear` computes as in the training."""
+    found = nn.functional.linear
+    if setting.zero3_linear:
+        nn.functional.linear = zero3_linear_wrap
+    try:
+        yield
+    finally:
+        nn.functional.linear = found

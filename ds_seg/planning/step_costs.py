@@ -64,7 +64,8 @@ class StepCosts:
         self, run: RunConfig, policies: Sequence[str], *, fused_norms: bool = True, known: Known | None = None
     ) -> None:
         self.run, self.policies = run, tuple(policies)
-        self._setting = StepSetting(1, run.train_crop_px, self.policies[0], run.dtype, fused_norms)
+        zero3_linear = bool(run.deepspeed["zero_optimization"].get("memory_efficient_linear", True))
+        self._setting = StepSetting(1, run.train_crop_px, self.policies[0], run.dtype, fused_norms, zero3_linear)
         self._known: Known = {} if known is None else known
         self._heads: dict[int, Trace] = {}
 

@@ -24,7 +24,8 @@ del RUNS["HeadWithSpareLayer"]  # a test's own, which trains in heads_worker.py
 
 def simulate(case):
     side_px = case.get("side_px", SIDE_PX)
-    trace = simulate_heads(make_run(case).model, StepSetting(IMAGES, (side_px,) * 2, "none", torch.float32, False))
+    setting = StepSetting(IMAGES, (side_px,) * 2, "none", torch.float32, fused_norms=False, zero3_linear=False)
+    trace = simulate_heads(make_run(case).model, setting)
     return trace.kept.total(), trace.peak.total()
 
 
