@@ -45,6 +45,8 @@ def compute_zero_sizes(backbone: Mapping[str, Any], live_bytes: float, parameter
     2 n keeps the last n parameters. A frozen trunk is not used again, but DeepSpeed 0.19.8 takes it to be; there the
     distance is 0.
 
+    What is gathered arrives in a buffer as large as a block, which stands beside the live parameters.
+
     Args:
         backbone: its section of the config.
         live_bytes: memory of a process that whole parameters may take.
@@ -56,7 +58,7 @@ def compute_zero_sizes(backbone: Mapping[str, Any], live_bytes: float, parameter
     block, everything = count_block(backbone), count_backbone(backbone)
     if backbone.get("freeze_vit") and not backbone.get("unfreeze_pos_embed"):
         live_bytes = 0.0
-    live = min(max(int(live_bytes / parameter_bytes), _BLOCKS_IN_USE * block), everything)
+    live = min(max(int(live_bytes / parameter_bytes) - block, _BLOCKS_IN_USE * block), everything)
     return {
         "reduce_bucket_size": min(_BLOCKS_A_BUCKET * block, _LARGEST_BUCKET),
         "sub_group_size": min(block, _LARGEST_SUB_GROUP),
