@@ -163,7 +163,8 @@ def start_wandb(
     """Open this work dir's wandb run: online with a key and a network, else offline.
 
     Args:
-        work_dir: Where wandb keeps its files, and where the run's id is remembered for a resume.
+        work_dir: Where wandb keeps its files unless WANDB_DIR says otherwise, and where the run's id (WANDB_RUN_ID, or
+            which a sweep's agent sets too, or one of its own) is remembered for a resume.
         settings: Their `init_kwargs` go to wandb.init. WANDB_MODE, then their `mode`, decide before the presence
             of a key.
         run_config: Shown as the run's config.
@@ -239,10 +240,9 @@ def _has_credentials(settings: wandb.Settings) -> bool:
 def _load_or_make_id(work_dir: Path, resumed: bool) -> str:
     path = work_dir / "wandb_run_id"
     known = path.read_text(encoding="utf-8").strip() if resumed and path.exists() else ""
-    if known:
-        return known
-    run_id = secrets.token_hex(4)
-    write_text_atomic(path, run_id + "\n")
+    run_id = os.environ.get("WANDB_RUN_ID") or known or secrets.token_hex(4)
+    if run_id != known:
+        write_text_atomic(path, run_id + "\n")
     return run_id
 
 
@@ -265,7 +265,7 @@ def _init(
     given.setdefault("project", os.environ.get("WANDB_PROJECT", "ds_seg"))
     return wandb.init(
         **given,
-        dir=os.fspath(work_dir),
+        dir=os.environ.get("WANDB_DIR") or os.fspath(work_dir),
         id=run_id,
         resume="allow",
         mode="offline" if mode == "offline" else "online",

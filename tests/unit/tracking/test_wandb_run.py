@@ -57,7 +57,16 @@ def read_history(work_dir):
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch, tmp_path):
     """As on a machine where nobody has logged in, whatever this one's user did."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SILENT", "WANDB_CONSOLE", "WANDB_PROJECT", "WANDB_BASE_URL"):
+    for name in (
+        "WANDB_API_KEY",
+        "WANDB_MODE",
+        "WANDB_SILENT",
+        "WANDB_CONSOLE",
+        "WANDB_PROJECT",
+        "WANDB_BASE_URL",
+        "WANDB_RUN_ID",
+        "WANDB_DIR",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name in ("NETRC", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home" / name.lower()))
@@ -144,6 +153,17 @@ def test_a_resume_goes_on_in_the_same_run_and_a_fresh_start_does_not(tmp_path):
 
     assert ids[0] == ids[1] != ids[2]
     assert len(list((tmp_path / "run").glob(f"wandb/offline-run-*-{ids[0].strip()}"))) >= 1
+
+
+def test_the_users_id_and_folder_count_and_a_resume_keeps_the_id(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    start(tmp_path / "run", []).finish("stopped")
+    monkeypatch.delenv("WANDB_RUN_ID")
+    time.sleep(1.1)  # wandb names folders by the second
+    start(tmp_path / "run", [], resumed=True).finish("done")
+    assert len(list((tmp_path / "scratch").glob("wandb/offline-run-*-mine"))) == 2
 
 
 @pytest.mark.parametrize("how", ["setting", "mode", "environment"])
