@@ -5,6 +5,7 @@ Shape suffixes: H, W pixels; 3 RGB; K classes.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -169,8 +170,12 @@ def _find_borders(labels_HW: np.ndarray) -> np.ndarray:
     return borders_HW
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=15)
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont:
+    """Matplotlib's, because Pillow's own has no letter beyond ASCII."""
+    import matplotlib
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size=14)
 
 
 def _place_legend(names: list[str], width_px: int) -> list[tuple[int, int]]:

@@ -47,6 +47,13 @@ def test_a_comparison_has_a_panel_each_and_a_legend_of_the_classes_present(with_
     assert [0, 200, 0] not in legend
 
 
+def test_letters_with_accents_have_a_shape_of_their_own():
+    """A font without a letter draws the same box for each."""
+    black, ids = np.zeros((160, 320, 3), np.uint8), np.zeros((160, 320), np.int64)
+    legends = {draw_comparison(black, ids, None, PALETTE, [letter]).tobytes() for letter in "äößéΩЖ"}
+    assert len(legends) == 6
+
+
 def test_a_long_legend_wraps():
     count = 60
     labels = np.arange(100 * 320).reshape(100, 320) % count
