@@ -19,6 +19,10 @@ if [ $# -eq 0 ]; then
   echo "usage: sbatch launch/slurm.sh RUN [ds-seg train options]" >&2
   exit 2
 fi
+if [ -z "${SLURM_JOB_ID:-}" ]; then
+  echo "launch/slurm.sh: this is no Slurm job: start it with  sbatch launch/slurm.sh $*" >&2
+  exit 2
+fi
 for argument in "$@"; do
   case $argument in --resume | --resume=*)
     echo "launch/slurm.sh: leave out --resume: the script adds --resume auto, for jobs that are requeued. To go on from an" \
@@ -33,5 +37,7 @@ export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 code=0
 # since Slurm 22.05 srun does not take --cpus-per-task from the job
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" python -m ds_seg train "$@" --resume auto || code=$?
-if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+if [ "$code" -eq 75 ]; then
+  scontrol requeue "$SLURM_JOB_ID" || echo "launch/slurm.sh: the job could not be requeued: submit it again to go on" >&2
+fi
 exit "$code"

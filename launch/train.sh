@@ -18,7 +18,19 @@ fi
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
 [ -n "${HOSTFILE:-}" ] || exec python -m ds_seg.distributed.launching train "$@"
 
-[ -f "$HOSTFILE" ] || { echo "launch/train.sh: hostfile '$HOSTFILE' does not exist" >&2; exit 2; }
+[ -f "$HOSTFILE" ] || {
+  echo "launch/train.sh: hostfile '$HOSTFILE' does not exist; paths are those from $PWD" >&2
+  exit 2
+}
+# what DeepSpeed answers with a traceback
+hosts=$(grep -v '^[[:space:]]*#' "$HOSTFILE" | grep '[^[:space:]]' || :)
+bad=$(grep -vE '^[[:space:]]*[^[:space:]]+[[:space:]]+slots=[0-9]' <<<"$hosts" || :)
+twice=$(awk '{print $1}' <<<"$hosts" | sort | uniq -d)
+if [ -n "${bad:-${twice:-}}" ] || [ -z "$hosts" ]; then
+  echo "launch/train.sh: hostfile '$HOSTFILE' needs a line 'hostname slots=8' for each machine, once each; got" \
+    "'$(head -n 1 <<<"${bad:-$twice}")'" >&2
+  exit 2
+fi
 [ "$(grep -c '^[^#[:space:]]' "$HOSTFILE")" -lt 2 ] || command -v pdsh >/dev/null || {
   echo "launch/train.sh: DeepSpeed starts several machines with pdsh, which is not installed here: apt install pdsh" >&2
   exit 2
@@ -34,7 +46,7 @@ for name in $(compgen -e); do
   esac
 done >"$environment"
 own=${DS_ENV_FILE:-.deepspeed_env}
-for file in "$HOME/$own" "$own"; do
+for file in "${HOME:-}/$own" "$own"; do
   if [ -f "$file" ]; then cat "$file" >>"$environment"; fi
 done
 exec 9<"$environment"

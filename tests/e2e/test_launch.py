@@ -36,6 +36,26 @@ def test_usage_and_a_missing_hostfile_are_said_with_code_2(tmp_path):
     assert missing.returncode == 2 and "hosts' does not exist" in missing.stderr
     assert launch("train.sh", "demo", NUM_GPUS="none").returncode == 2
     assert launch("slurm.sh", SLURM_SUBMIT_DIR=str(ROOT)).returncode == 2
+    outside = launch("slurm.sh", "demo")
+    assert outside.returncode == 2 and outside.stderr.endswith(
+        "no Slurm job: start it with  sbatch launch/slurm.sh demo\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "got"),
+    [
+        ("node7\n", "node7"),
+        ("node7 slots=2\nnode8 slot=2\n", "node8 slot=2"),
+        ("node7 slots=2\nnode7 slots=2\n", "node7"),
+        ("# none\n\n", ""),
+    ],
+)
+def test_a_hostfile_that_deepspeed_would_refuse_is_said_with_code_2(tmp_path, lines, got):
+    (tmp_path / "hosts").write_text(lines)
+    done = launch("train.sh", "demo", HOSTFILE=str(tmp_path / "hosts"))
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.endswith(f"needs a line 'hostname slots=8' for each machine, once each; got '{got}'\n")
 
 
 def put(script, text):
@@ -66,8 +86,19 @@ def test_several_machines_get_the_settings_of_this_shell(tmp_path):
     assert command[-4:] == ["train", "demo", "--seed", "3"]
 
 
+def test_a_home_directory_is_not_needed_to_reach_several_machines(tmp_path):
+    put(tmp_path / "deepspeed", 'echo "$@"; cat "$DS_ENV_FILE"')
+    hosts = tmp_path / "hosts"
+    hosts.write_text("# a comment\n\n  node7 slots=2\n  # another\n")
+    env = environment(HOSTFILE=str(hosts), PATH=f"{tmp_path}:{os.environ['PATH']}", ADE20K_ROOT="/data")
+    env.pop("HOME", None)
+    script = ["bash", str(ROOT / "launch/train.sh"), "demo"]
+    done = subprocess.run(script, env=env, capture_output=True, text=True, check=True)
+    assert "ADE20K_ROOT=/data" in done.stdout.splitlines()
+
+
 def test_several_machines_need_pdsh(tmp_path):
-    for program in ("bash", "dirname", "grep"):
+    for program in ("awk", "bash", "dirname", "grep", "sort", "uniq"):
         (tmp_path / program).symlink_to(shutil.which(program))
     hosts = tmp_path / "hosts"
     hosts.write_text("node7 slots=2\nnode8 slots=2\n")
@@ -77,15 +108,17 @@ def test_several_machines_need_pdsh(tmp_path):
 
 @pytest.mark.parametrize("option", [("--resume", "step_000100"), ("--resume=best",)])
 def test_slurm_refuses_a_resume_that_its_own_would_replace(option):
-    done = launch("slurm.sh", "demo", *option, "--seed", "3", SLURM_SUBMIT_DIR=str(ROOT))
+    job = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "1"}
+    done = launch("slurm.sh", "demo", *option, "--seed", "3", **job)
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
     assert "leave out --resume: the script adds --resume auto" in done.stderr
 
 
-def test_slurm_gives_each_task_its_cores_and_requeues_a_stopped_run(tmp_path):
+@pytest.mark.parametrize("requeue", ["", "exit 1"])
+def test_slurm_gives_each_task_its_cores_and_requeues_a_stopped_run(tmp_path, requeue):
     """With stand-ins for Slurm's commands, which write down what they are called with."""
     log = tmp_path / "log"
-    nodes = 'if [ "$1" = show ]; then echo node7; sleep 0.1; echo node8; fi'
+    nodes = f'if [ "$1" = show ]; then echo node7; sleep 0.1; echo node8; exit; fi\n{requeue}'
     for name, answer in (("srun", "exit 75"), ("scontrol", nodes)):
         script = tmp_path / name
         script.write_text(f'#!/bin/bash\necho "{name} $* | ${{MASTER_ADDR:-}}:${{MASTER_PORT:-}}" >> {log}\n{answer}\n')
@@ -99,6 +132,7 @@ def test_slurm_gives_each_task_its_cores_and_requeues_a_stopped_run(tmp_path):
     assert shown.startswith("scontrol show hostnames node[7-8]")
     assert "--cpus-per-task=12 python -m ds_seg train demo --seed 3 --resume auto | node7:20021" in started
     assert requeued.startswith("scontrol requeue 40021")
+    assert ("could not be requeued: submit it again" in done.stderr) == bool(requeue)
 
 
 def test_the_scripts_parse():
