@@ -18,6 +18,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import socket
 import sys
 import time
@@ -83,7 +84,7 @@ def _acquire(work_dir: Path) -> IO[bytes]:
 
 def _introduce(file: IO[bytes]) -> None:
     since = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-    holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "command": " ".join(sys.argv)}
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "command": shlex.join(sys.argv)}
     with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, namelessly
         file.truncate(0)
         file.write(f"{json.dumps(holder)}\n".encode())

@@ -27,6 +27,11 @@ def test_a_fresh_work_dir_is_described(tmp_path):
     assert again.optimizer == run_in(tmp_path).optimizer
 
 
+def test_the_command_can_be_pasted_into_a_shell(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir.sys, "argv", ["ds-seg", "train", "demo", "--work-dir", "a b"])
+    assert workdir.describe_environment(run_in(tmp_path))["command"] == "ds-seg train demo --work-dir 'a b'"
+
+
 def test_a_package_that_is_not_installed_is_recorded_as_such(tmp_path, monkeypatch):
     """opencv-python-headless may be there in its place."""
 
