@@ -11,11 +11,12 @@ import time
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import NoReturn
 
 from ds_seg import __version__
 from ds_seg.collector import pause_collector
-from ds_seg.errors import EXIT_FAULT, EXIT_INTERRUPTED, DsSegError, describe_fault
+from ds_seg.errors import EXIT_FAULT, EXIT_INTERRUPTED, DsSegError, UserError, describe_fault
 
 _REPORT_WAIT_S = 10.0
 
@@ -35,6 +36,7 @@ def _run_command(argv: Sequence[str]) -> None:
     _hush_third_parties()
     from ds_seg import distributed
     from ds_seg.commands import add_commands
+    from ds_seg.commands.arguments import describe_unknown_arguments
     from ds_seg.tracking.console import LastingStream
 
     _open_missing_streams()
@@ -51,12 +53,15 @@ def _run_command(argv: Sequence[str]) -> None:
     parser.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     add_commands(parser)
     _refuse_empty(parser, argv)
-    args = parser.parse_args(_with_hyphens(argv))
+    args, unknown = parser.parse_known_args(_with_hyphens(argv))
+    if unknown:
+        parser.error(describe_unknown_arguments(unknown))
     if args.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     if args.local_rank is not None or "TORCHELASTIC_RUN_ID" in os.environ:
         _end_with_launcher()
     try:
+        _validate_home()
         code = args.run(args)
     except DsSegError as error:
         _fail(error.exit_code, f"ds-seg: {type(error).__name__}: {error}")
@@ -101,6 +106,21 @@ def _refuse_empty(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> 
         if not argument.strip() or (argument.startswith("--") and argument.endswith("=")):
             empty = argument.strip() or f"the argument after {before}"
             parser.error(f"{empty} is empty: is a shell variable there not set?")
+
+
+def _validate_home() -> None:
+    """MMCV's and wandb's imports end without a folder for their caches.
+
+    Raises:
+        UserError: the system knows of none.
+    """
+    try:
+        Path.home()
+    except RuntimeError as error:
+        raise UserError(
+            f"HOME is not set, and user {os.getuid()} has no home directory, where libraries keep caches. Set it to a "
+            "folder that can be written to: export HOME=/tmp."
+        ) from error
 
 
 def _hyphenate(option: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +12,25 @@ if TYPE_CHECKING:
 CHECKPOINT_HELP = (
     "a checkpoint folder, a work dir (its newest one), or a weight file or HuggingFace folder with backbone and head"
 )
+
+_ELSEWHERE = {
+    **dict.fromkeys(("--options", "--eval-options"), "--cfg-options"),
+    **dict.fromkeys(("--gpus", "--gpu-id", "--gpu-ids"), "CUDA_VISIBLE_DEVICES"),
+    **dict.fromkeys(("--show", "--show-dir", "--format-only"), "ds-seg predict CONFIG CHECKPOINT INPUT --out DIR"),
+    "--launcher": "not needed",
+    "--eval": "not needed (every score is computed)",
+    "--aug-test": "--tta",
+    "--auto-resume": "--resume auto",
+    "--resume-from": "--resume step_001000",
+}
+"""Options of MMSegmentation 0.x -> what there is in their place."""
+
+
+def describe_unknown_arguments(arguments: Sequence[str]) -> str:
+    """What is said of arguments that the command doesn't take, with what MMSegmentation's options are called here."""
+    names = dict.fromkeys(argument.partition("=")[0] for argument in arguments)
+    known = [f"{name} of MMSegmentation is {_ELSEWHERE[name]} here." for name in names if name in _ELSEWHERE]
+    return ". ".join([f"unrecognized arguments: {' '.join(arguments)}", *([" ".join(known)] if known else [])])
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

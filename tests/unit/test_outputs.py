@@ -12,6 +12,7 @@ import pytest
 from command_line import environment
 from disks import read_only
 from ds_seg import distributed
+from ds_seg.__main__ import main
 from ds_seg.commands import add_commands
 from ds_seg.errors import UserError
 from ds_seg.files import validate_output_file, validate_output_folder, write_text_atomic, writing
@@ -118,3 +119,31 @@ def test_ctrl_c_is_told_in_words_that_fit_the_command(command):
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 128 + signal.SIGINT
     assert done.stderr == f"ds-seg: {command} was interrupted; what it had written by then stays.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "c", "--options", "a=1"], "--options a=1. --options of MMSegmentation is --cfg-options here."),
+        (["evaluate", "c", "w", "--eval=mIoU"], "--eval=mIoU. --eval of MMSegmentation is not needed (every score is"),
+        (["train", "c", "--auto_resume"], "--auto-resume. --auto-resume of MMSegmentation is --resume auto here."),
+        (["train", "c", "--nothing", "x"], "--nothing x\n"),
+    ],
+)
+def test_options_of_mmsegmentation_are_told_by_their_names_here(capsys, monkeypatch, arguments, told):
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, getattr(sys, stream))  # main wraps them
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2 and f"error: unrecognized arguments: {told}" in capsys.readouterr().err
+
+
+def test_a_user_without_a_home_directory_is_told_before_libraries_fail():
+    code = (
+        "import pathlib\nfrom ds_seg.__main__ import main\n"
+        "def home(): raise RuntimeError\n"
+        "pathlib.Path.home = home\nmain(['doctor'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("ds-seg: UserError: HOME is not set, and user ")
