@@ -54,8 +54,8 @@ def find_unpaired(leaf: CustomDataset, field: str) -> Unpaired:
         absent_annotations,
         orphans,
         _find_unread(leaf, images),
-        _hint(absent_images, leaf.img_suffix, images, f"{field}.img_suffix"),
-        _hint(absent_annotations, leaf.seg_map_suffix, annotations, f"{field}.seg_map_suffix"),
+        _hint(absent_images, leaf, leaf.img_suffix, images, f"{field}.img_suffix"),
+        _hint(absent_annotations, leaf, leaf.seg_map_suffix, annotations, f"{field}.seg_map_suffix"),
     )
 
 
@@ -85,8 +85,8 @@ def _find_unread(leaf: CustomDataset, images: set[str]) -> list[str]:
     return sorted(name for name in images if name.lower().endswith(IMAGE_SUFFIXES) and not name.endswith(read))
 
 
-def _hint(absent: list[str], suffix: str, present: set[str], field: str) -> str:
-    """The cure if the first absent file is there under another suffix."""
+def _hint(absent: list[str], leaf: CustomDataset, suffix: str, present: set[str], field: str) -> str:
+    """The cure if the first absent file is there under another suffix, which all have or some."""
     if not absent:
         return ""
     stem = os.path.normpath(absent[0].removesuffix(suffix))
@@ -97,9 +97,15 @@ def _hint(absent: list[str], suffix: str, present: set[str], field: str) -> str:
         return f"'{stem}' is more than a name: each line of a split file is one name without suffix. Remove the rest."
     others = [name.removeprefix(stem) for name in present if name.startswith(stem)]
     others = sorted((other for other in others if not other[0].isalnum()), key=lambda other: (len(other), other))
-    if not others:
+    if others and len(absent) == len(leaf.img_infos):
+        return f"{stem}{others[0]} is there: set {field}='{others[0]}' (it is '{suffix}')."
+    format_alone = [other for other in others if other.rpartition(".")[0] == suffix.rpartition(".")[0]]
+    if not format_alone:
         return ""
-    return f"{stem}{others[0]} is there: set {field}='{others[0]}' (it is '{suffix}')."
+    return (
+        f"{stem}{format_alone[0]} is there, but a dataset has one suffix, and {field} is '{suffix}': save all files in "
+        "one format, or leave those of the other out with a split file."
+    )
 
 
 def _list_files(folder: str) -> set[str]:

@@ -67,6 +67,19 @@ def test_the_suffix_of_listed_images_is_found(custom: MakeCfg, folder: Path) -> 
     assert found.image_hint.startswith("street_0.jpg is there: lines of a split file are names without their suffix.")
 
 
+def test_a_second_suffix_is_not_told_to_replace_the_first(custom: MakeCfg, folder: Path) -> None:
+    (folder / "train.txt").write_text("street_0\nstreet_1\nstreet_2\n")
+    (folder / "images/train/street_1.jpg").rename(folder / "images/train/street_1.png")
+    found = unpaired_of(custom(split="train.txt"))
+    assert found.image_hint == (
+        "street_1.png is there, but a dataset has one suffix, and data.train.img_suffix is '.jpg': save all files in "
+        "one format, or leave those of the other out with a split file."
+    )
+    (folder / "images/train/street_1.png").rename(folder / "images/train/street_1\nb.jpg")
+    found = unpaired_of(custom(split="train.txt"))
+    assert (found.absent_images, found.image_hint) == (["street_1.jpg"], "")
+
+
 @pytest.mark.parametrize("line", ["street_0.jpg street_0.png", "street_0 1"])
 def test_lines_of_several_columns_are_explained(custom: MakeCfg, folder: Path, line: str) -> None:
     (folder / "train.txt").write_text(f"{line}\n")
