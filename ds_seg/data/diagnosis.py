@@ -16,7 +16,7 @@ from ds_seg.config.head_fields import classifying_heads
 from ds_seg.data.build import leaf_datasets
 from ds_seg.data.head_fit import find_class_name_faults, find_misfits
 from ds_seg.data.label_rules import find_mistakes, find_nothing_labelled
-from ds_seg.data.lint import explain_ids, find_cures
+from ds_seg.data.lint import TURNED, explain_ids, find_cures
 from ds_seg.data.pairing import Unpaired, find_unpaired
 from ds_seg.data.survey import SplitSurvey, Survey
 
@@ -39,6 +39,7 @@ _HEADLINES = {
     "unread": "images are left out because of their suffix",
     "absent class": "classes never occur",
     "ignored": "annotations are ignored wholly",
+    "turned": f"images may lie otherwise than their annotations: {TURNED}",
 }
 
 
@@ -223,6 +224,9 @@ def _file_findings(split: SplitSurvey) -> Iterator[Finding]:
             yield Finding(fault.kind, True, split.field, fault.path, fault.message)
     for path in split.ignored_wholly:
         yield Finding("ignored", False, split.field, path, f"{path} holds only ignored ids")
+    for pair, report in zip(split.pairs, split.reports, strict=True):
+        if report.turned:
+            yield Finding("turned", False, split.field, pair.image_path, pair.image_path)
 
 
 def _duplicate_findings(survey: Survey) -> Iterator[Finding]:

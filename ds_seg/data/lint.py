@@ -37,6 +37,11 @@ _CURES = {
     "duplicate": "Remove the images from one of the two splits.",
 }
 """Kind of fault -> what to do; other kinds say so themselves."""
+TURNED = (
+    "an EXIF orientation turns or mirrors them, and their size does not tell whether the annotations were made so. If "
+    "not, store the images without that tag"
+)
+"""Of pairs whose report says `turned`, with the cure."""
 
 
 class Checked(NamedTuple):
@@ -46,6 +51,8 @@ class Checked(NamedTuple):
     """What is wrong with files that can't be read."""
     pixels_by_rule: dict[LabelRule, Counter[int]]
     """How often each id occurs in the annotations that follow a rule."""
+    turned: list[str]
+    """Images that may lie otherwise than their annotations."""
 
 
 def validate_annotations(
@@ -74,7 +81,9 @@ def validate_annotations(
     bad = [report for report in reports if report.faults]
     kinds = {fault.kind for report in bad for fault in report.faults}
     if len(bad) <= most_bad and kinds <= _REPLACEABLE:
-        return Checked([fault.message for report in bad for fault in report.faults], count_ids(pairs, reports))
+        messages = [fault.message for report in bad for fault in report.faults]
+        turned = [pair.image_path for pair, report in zip(pairs, reports, strict=True) if report.turned]
+        return Checked(messages, count_ids(pairs, reports), turned)
     lines = [f"  {fault.message}" for report in bad[:_NAMED_AT_MOST] for fault in report.faults]
     if len(bad) > _NAMED_AT_MOST:
         lines.append(f"  and {len(bad) - _NAMED_AT_MOST} more")

@@ -12,10 +12,11 @@ from ds_seg.data.build import build_datasets
 from ds_seg.data.doubts import find_doubts
 from ds_seg.data.head_fit import find_class_name_faults, find_misfits
 from ds_seg.data.label_rules import PixelCounts, add_counts, find_nothing_labelled
-from ds_seg.data.lint import validate_annotations
-from ds_seg.errors import ConfigError, DataError
+from ds_seg.data.lint import TURNED, validate_annotations
+from ds_seg.errors import ConfigError, DataError, count, name_some
 
 _LINT_THREADS = 4
+_NAMED_AT_MOST = 3
 
 
 def open_datasets(run: RunConfig, *roles: str) -> list[Any]:
@@ -69,6 +70,9 @@ def _check_annotations(run: RunConfig, field: str, dataset: Any) -> PixelCounts:
     shares = distributed.gather_objects(checked)
     if most_bad:
         _tell_of_bad_files([message for share in shares for message in share.bad], most_bad)
+    turned = sorted(path for share in shares for path in share.turned)
+    if turned and distributed.is_main():
+        print(f"warning: {field}: {count(len(turned), 'image')} ({name_some(turned, _NAMED_AT_MOST)}): {TURNED}.")
     return add_counts(share.pixels_by_rule for share in shares)
 
 

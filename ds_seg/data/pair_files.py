@@ -28,6 +28,7 @@ from ds_seg.data.label_rules import OUTSIDE, LabelRule
 from ds_seg.errors import name_some
 
 _EXIF_ORIENTATION = 0x0112
+_FIRST_OF_SWAPPED_SIDES = 5
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError)
 _FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _FILE_BEGINS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG"}
@@ -69,6 +70,8 @@ class PairReport:
     """How often each id occurs in the annotation; None where there is none or it can't be read."""
     digest: bytes | None
     """Equal for images of equal pixels; None if they were not decoded, or all have one colour."""
+    turned: bool = False
+    """Whether an EXIF orientation turns or mirrors the image and its size can't tell if the annotation follows."""
 
 
 def inspect_pair(pair: PairFiles, *, decode_image: bool) -> PairReport:
@@ -79,7 +82,7 @@ def inspect_pair(pair: PairFiles, *, decode_image: bool) -> PairReport:
         decode_image: Whether to decode the image too; without that, damage inside a JPEG or PNG that leaves its
             end in place is not found.
     """
-    size_HW, digest, image_fault = _inspect_image(pair, decode_image)
+    size_HW, turned, digest, image_fault = _inspect_image(pair, decode_image)
     faults = [] if image_fault is None else [image_fault]
     if pair.annotation_path is None:
         return PairReport(tuple(faults), size_HW, None, digest)
@@ -100,7 +103,7 @@ def inspect_pair(pair: PairFiles, *, decode_image: bool) -> PairReport:
     if wrong:
         message = f"ids {name_some(wrong, 8)} are outside the classes {pair.rule.describe_allowed()}"
         faults.append(_fault("ids", "annotation", pair.annotation_path, message))
-    return PairReport(tuple(faults), size_HW, pixels_by_id, digest)
+    return PairReport(tuple(faults), size_HW, pixels_by_id, digest, turned)
 
 
 def is_on_disk(file_client: Mapping[str, Any]) -> bool:
@@ -114,10 +117,7 @@ def read_image_size(content: bytes) -> tuple[int, int]:
     Raises:
         OSError: the bytes are no image.
     """
-    with Image.open(io.BytesIO(content)) as image:
-        width_px, height_px = image.size
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-    return (width_px, height_px) if turned else (height_px, width_px)
+    return _read_header(content)[0]
 
 
 def validate_whole(path: str) -> None:
@@ -157,23 +157,34 @@ def start_worker() -> None:
     os.dup2(_messages.fileno(), 2)
 
 
-def _inspect_image(pair: PairFiles, decode: bool) -> tuple[tuple[int, int] | None, bytes | None, Fault | None]:
+def _read_header(content: bytes) -> tuple[tuple[int, int], bool]:
+    """The size that `read_image_size` tells, and `PairReport.turned`."""
+    with Image.open(io.BytesIO(content)) as image:
+        width_px, height_px = image.size
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    if orientation >= _FIRST_OF_SWAPPED_SIDES:
+        return (width_px, height_px), width_px == height_px
+    return (height_px, width_px), orientation > 1
+
+
+def _inspect_image(pair: PairFiles, decode: bool) -> tuple[tuple[int, int] | None, bool, bytes | None, Fault | None]:
+    """Size, `PairReport.turned`, digest and fault."""
     path = pair.image_path
     content, fault = _read_bytes(pair, path, "image")
     if content is None:
-        return None, None, fault
+        return None, False, None, fault
     try:
-        size_HW = read_image_size(content)
+        size_HW, turned = _read_header(content)
         _check_file(content)
     except _DECODER_ERRORS as error:
-        return None, None, _decoder_fault("image", path, content, error)
+        return None, False, None, _decoder_fault("image", path, content, error)
     if not decode:
-        return size_HW, None, None
+        return size_HW, turned, None, None
     image_HWC, damage = _decode_image(content)
     if image_HWC is None or damage:
         reason = f"truncated or damaged: {damage}" if damage else "OpenCV can't decode it; save it as JPEG or PNG"
-        return size_HW, None, _fault("damaged", "image", f"{path} ({len(content)} bytes)", reason, path)
-    return size_HW, _digest(image_HWC), None
+        return size_HW, turned, None, _fault("damaged", "image", f"{path} ({len(content)} bytes)", reason, path)
+    return size_HW, turned, _digest(image_HWC), None
 
 
 def _check_file(content: bytes) -> str | None:

@@ -146,8 +146,12 @@ def test_what_may_be_on_purpose_is_a_warning(make_cfg: MakeCfg, folder: Path) ->
         label[label == 3] = 4
         Image.fromarray(label).save(path)
     Image.fromarray(np.full((44, 60), 255, np.uint8)).save(folder / "annotations/train/street_2.png")
+    upside_down = Image.open(folder / "images/train/street_4.jpg")
+    upside_down.getexif()[0x0112] = 3
+    upside_down.save(folder / "images/train/street_4.jpg", exif=upside_down.getexif())
     diagnosis = examine(train=make_cfg())
     assert diagnosis.faults == []
+    assert findings_of(diagnosis, "turned") == [str(folder / "images/train/street_4.jpg")]
     assert findings_of(diagnosis, "absent class") == ["'road' has no pixel: it can't be learned"]
     assert findings_of(diagnosis, "ignored") == [f"{folder / 'annotations/train/street_2.png'} holds only ignored ids"]
     assert len(findings_of(diagnosis, "repeated")) == 1

@@ -52,6 +52,16 @@ def test_good_datasets_come_in_order_and_without_a_word(root, capsys):
     assert warnings_of(capsys) == []
 
 
+def test_images_that_an_exif_orientation_turns(root, capsys):
+    picture = Image.open(root / "images/a1.png")
+    picture.getexif()[0x0112] = 3
+    picture.save(root / "images/a1.png", exif=picture.getexif())
+    open_both(root)
+    (warning,) = warnings_of(capsys)
+    assert warning.startswith(f"warning: data.train: 1 image ({root / 'images/a1.png'}): an EXIF orientation turns or")
+    assert warning.endswith("store the images without that tag.")
+
+
 def test_masks_in_black_and_white(root, capsys):
     for index in range(4):
         write_mask(root, index, np.arange(9) % 2 * 255)

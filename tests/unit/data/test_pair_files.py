@@ -47,6 +47,22 @@ def test_what_a_good_pair_holds_is_counted(folder: Path) -> None:
     assert inspect_pair(pair_of(folder), decode_image=False).digest is None
 
 
+@pytest.mark.parametrize(
+    ("orientation", "size", "turned"),
+    [(None, (60, 44), False), (1, (60, 44), False), (2, (60, 44), True), (3, (60, 44), True), (6, (60, 44), False),
+     (6, (50, 50), True)],
+)  # fmt: skip
+def test_an_orientation_that_no_size_gives_away_is_noted(
+    folder: Path, orientation: int | None, size: tuple[int, int], turned: bool
+) -> None:
+    picture = Image.new("RGB", size)
+    exif = picture.getexif()
+    if orientation:
+        exif[0x0112] = orientation
+    picture.save(pair_of(folder).image_path, exif=exif)
+    assert inspect_pair(pair_of(folder), decode_image=False).turned == turned
+
+
 def test_images_of_equal_pixels_have_equal_digests(folder: Path) -> None:
     first = inspect_pair(pair_of(folder), decode_image=True)
     pixels = cv2.imread(pair_of(folder).image_path)
