@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from torch import nn
 from ds_seg import distributed
 from ds_seg.checkpoint.description import ModelDescription, read_description
 from ds_seg.checkpoint.export import DTYPES
+from ds_seg.config.faults import list_fields
+from ds_seg.config.head_fields import decode_head_fields
 from ds_seg.data.images import ArrayPipeline
 from ds_seg.errors import DataError, UserError, WeightsError
 from ds_seg.evaluation.lockstep import InferenceSettings, predict_images
@@ -29,6 +31,8 @@ from ds_seg.models.heads import SegmentationHeads, build_heads
 from ds_seg.models.weight_files import WeightFiles
 from ds_seg.models.weight_report import summarise_names
 from ds_seg.models.weight_segmentor import load_segmentor_weights
+
+from mmseg.models.builder import HEADS  # isort: skip
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ def load_model(
 
     Raises:
         WeightsError: the file does not exist, is damaged, or is no export.
-        UserError: there is no such device, or the dtype is another one.
+        UserError: there is no such device, the dtype is another one, or a head or loss is of a type that nothing
+            imported has registered.
     """
     chosen = _resolve_device(device)
     files = WeightFiles(Path(path))
@@ -143,6 +148,7 @@ def load_model(
     if dtype is not None:
         description = replace(description, dtype=_resolve_dtype(dtype))
     model = {key: value for key, value in description.model.items() if key != "auxiliary_head"}
+    _validate_registered(path, model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"mmseg\b")  # about losses
         heads = build_heads(model).to(chosen)
@@ -159,6 +165,17 @@ def load_model(
             "Export the checkpoint again."
         )
     return SegmentationModel(description, backbone.requires_grad_(False), heads.requires_grad_(False), chosen)
+
+
+def _validate_registered(path: str | os.PathLike[str], model: Mapping[str, Any]) -> None:
+    heads = decode_head_fields(model)
+    losses = [loss for field, head in heads for loss in list_fields(f"{field}.loss_decode", head.get("loss_decode"))]
+    strange = [part["type"] for _, part in [*heads, *losses] if HEADS.get(part["type"]) is None]
+    if strange:
+        raise UserError(
+            f"{path} has {' and '.join(dict.fromkeys(strange))}, which MMSegmentation does not know. Import the module "
+            "of yours that registers it before you call load_model."
+        )
 
 
 def _resolve_device(device: str | torch.device | None) -> torch.device:

@@ -1,5 +1,7 @@
 """The Python API on small models with random weights; tests/e2e/test_export.py compares it with `ds-seg predict`."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import ds_seg
 from ds_seg import distributed, load_model
 from ds_seg.errors import DataError, UserError, WeightsError
-from tiny_export import CLASSES, PALETTE, build, describe, export
+from tiny_export import CLASSES, HEAD, PALETTE, build, describe, export
 
 SIZES = [(30, 41), (60, 20), (8, 8)]
 
@@ -178,3 +180,15 @@ def test_an_export_that_lost_layers(tmp_path):
     save_file(kept, tmp_path / "cut.safetensors", metadata=description.to_header())
     with pytest.raises(WeightsError, match=r"cut\.safetensors lacks \d+ parameters of its own model \(up1"):
         load_model(tmp_path / "cut.safetensors", device="cpu")
+
+
+@pytest.mark.parametrize(
+    "head", [{**HEAD, "type": "HeadOfMine"}, {**HEAD, "loss_decode": [{"type": "HeadOfMine"}, {"type": "DiceLoss"}]}]
+)
+def test_a_head_of_ones_own_must_be_imported_first(tmp_path, head):
+    description = describe("linear")
+    description = replace(description, model={**description.model, "decode_head": head})
+    save_file({"a": torch.zeros(2)}, tmp_path / "m.safetensors", metadata=description.to_header())
+    wanted = r"has HeadOfMine, which .* Import the module of yours that registers it before you call load_model"
+    with pytest.raises(UserError, match=wanted):
+        load_model(tmp_path / "m.safetensors", device="cpu")
