@@ -7,7 +7,8 @@ from pathlib import Path
 
 import psutil
 
-_SYSTEM = Path("/")
+from ds_seg.cgroups import SYSTEM, list_groups
+
 _NAMES = {
     "": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -15,7 +16,7 @@ _NAMES = {
 """Files of cgroup v2 and of v1's controller: limit, usage, and the entry of memory.stat for what can be dropped."""
 
 
-def measure_free_bytes(system: Path = _SYSTEM) -> int:
+def measure_free_bytes(system: Path = SYSTEM) -> int:
     """What this host can still give to this process and others of its job.
 
     Args:
@@ -26,16 +27,8 @@ def measure_free_bytes(system: Path = _SYSTEM) -> int:
 
 def _list_rooms(system: Path) -> Iterator[int]:
     """What each limit on this process's groups leaves; nothing where none can be read."""
-    try:
-        lines = (system / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        for controller in _NAMES.keys() & controllers.split(","):
-            group = Path(path)
-            for folder in (group, *group.parents):
-                yield from _read_room(system / "sys/fs/cgroup" / controller / str(folder).lstrip("/"), controller)
+    for controller, folder in list_groups(system, _NAMES):
+        yield from _read_room(folder, controller)
 
 
 def _read_room(folder: Path, controller: str) -> Iterator[int]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from ds_seg.cgroups import count_allowed_cores
 from ds_seg.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,8 +64,9 @@ def _local_world_size() -> int:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may run on, and no more than its container has the time of."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(cores, count_allowed_cores())))
 
 
 def cores_per_process() -> int:

@@ -117,6 +117,13 @@ def test_cores_are_those_that_may_be_used():
     assert 1 <= distributed.usable_cores() <= os.cpu_count()
 
 
+@pytest.mark.parametrize(("allowed", "cores"), [(float("inf"), 24), (4.5, 4), (0.5, 1)])
+def test_a_containers_quota_bounds_the_cores(monkeypatch, allowed, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(24))
+    monkeypatch.setattr(world, "count_allowed_cores", lambda: allowed)
+    assert distributed.usable_cores() == cores
+
+
 def test_the_room_offers_what_it_names():
     assert {name for name in distributed.__all__ if not hasattr(distributed, name)} == set()
     with pytest.raises(AttributeError, match=r"module 'ds_seg\.distributed' has no attribute 'scatter'"):

@@ -8,8 +8,8 @@ import pytest
 import ds_seg
 
 ROOMS = (
-    "errors files collector versions host_memory openmmlab distributed supervision config data models engine evaluation"
-    " checkpoint inference tracking planning session predictions loop rollback summary workdir_lock workdir "
+    "errors files collector versions cgroups host_memory openmmlab distributed supervision config data models engine"
+    " evaluation checkpoint inference tracking planning session predictions loop rollback summary workdir_lock workdir "
     "resumption commands __main__"
 ).split()
 PACKAGE = Path(ds_seg.__file__).parent
