@@ -163,8 +163,8 @@ def start_wandb(
     """Open this work dir's wandb run: online with a key and a network, else offline.
 
     Args:
-        work_dir: Where wandb keeps its files unless WANDB_DIR says otherwise, and where the run's id (WANDB_RUN_ID, or
-            which a sweep's agent sets too, or one of its own) is remembered for a resume.
+        work_dir: Where wandb keeps its files unless WANDB_DIR says otherwise, and where a resume finds the id of the
+            run: WANDB_RUN_ID, which a sweep's agent sets too, or one drawn here.
         settings: Their `init_kwargs` go to wandb.init. WANDB_MODE, then their `mode`, decide before the presence
             of a key.
         run_config: Shown as the run's config.
