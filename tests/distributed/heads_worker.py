@@ -5,7 +5,6 @@ Usage: heads_worker.py OUTPUT_FOLDER
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 import time
@@ -176,7 +175,6 @@ def check_evaluation_needs_no_trial() -> bool:
 def main() -> None:
     warnings.simplefilter("ignore")
     distributed.initialize()
-    gc.freeze()  # DeepSpeed collects garbage for every engine, which takes longer than anything else here
     report = {
         "heads": {name: check_head(case) for name, case in CASES.items()},
         "losses": {name: check_loss(name) for name in LOSSES},

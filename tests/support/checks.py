@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ds_seg import distributed
-from ds_seg.collector import pause_collector, resume_collector
-
-pause_collector()  # until what the worker imports beside this is there
 
 
 def run_checks(worker: Mapping[str, Any], *, only_several_ranks: Collection[str] = ()) -> None:
@@ -24,7 +21,6 @@ def run_checks(worker: Mapping[str, Any], *, only_several_ranks: Collection[str]
         worker: the script's globals().
         only_several_ranks: checks that a single rank leaves out.
     """
-    resume_collector()
     distributed.initialize()
     world_size = distributed.world_size()
     names = sys.argv[2:] or [name for name in worker if name.startswith("check_")]
