@@ -5,8 +5,12 @@ Those of tests/gpu come before: the time on a GPU may be short.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+
+from ds_seg.collector import pause_collector, resume_collector
 
 pytest_plugins = ["measured_rows", "fidelity"]
 LONGEST_FIRST = (
@@ -23,6 +27,16 @@ def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU: torch sees none")
     return request.param
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep the collector from what the tests import."""
+    pause_collector()
+    try:
+        return (yield)
+    finally:
+        resume_collector()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
