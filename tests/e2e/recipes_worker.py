@@ -1,7 +1,7 @@
 """Trains one step of every large recipe at tiny width and evaluates it, from the shipped config files,
 and a config of each of InternVL's folders.
 
-Started by torchrun: recipes_worker.py OUT_FOLDER, with the datasets' folders in the environment
+Usage: recipes_worker.py OUT_FOLDER, with the datasets' folders in the environment
 """
 
 import json

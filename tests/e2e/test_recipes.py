@@ -3,16 +3,14 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from command_line import environment
 from dataset_layouts import write_layouts
 from ds_seg.config import CONFIGS_ROOT
 from internvl_folder import NAMES, write_internvl_folder
+from ranks import run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +21,10 @@ def finished(tmp_path_factory, scenes):
     configs = write_internvl_folder(out / "internvl", scenes)
     (out / "internvl/configs.json").write_text(json.dumps({kind: str(path) for kind, path in configs.items()}))
     worker = Path(__file__).with_name("recipes_worker.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(worker)]
-    done = subprocess.run(
-        [*command, str(out)],
-        # a build that was killed leaves a lock in torch's shared folder, which later builds wait for without end
-        env=environment(WANDB_MODE="disabled", TORCH_EXTENSIONS_DIR=str(out / "extensions"), **roots),
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**roots, "WANDB_MODE": "disabled"}.items():
+            patch.setenv(name, value)
+        run_ranks(worker, 2, out, timeout_s=500)
     return out
 
 
