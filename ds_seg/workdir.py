@@ -13,10 +13,9 @@ from typing import TypeVar
 
 import torch
 
-import ds_seg.openmmlab  # noqa: F401
 from ds_seg import distributed
 from ds_seg.checkpoint import TrainingState, choose_resume_point
-from ds_seg.checkpoint.config_record import CONFIG_FILE, describe_changes, record_config
+from ds_seg.checkpoint.config_record import CONFIG_FILE, describe_changes, format_config, record_config
 from ds_seg.checkpoint.store import (
     checkpoint_step,
     checkpoints_folder,
@@ -30,8 +29,6 @@ from ds_seg.errors import UserError
 from ds_seg.files import validate_output_folder, write_text_atomic
 from ds_seg.tracking.files import write_json_atomic
 from ds_seg.versions import find_versions
-
-from mmcv import Config  # isort: skip
 
 T = TypeVar("T")
 
@@ -206,7 +203,7 @@ def _list_outputs(folder: Path) -> list[Path]:
 
 
 def _write_description(run: RunConfig) -> None:
-    write_text_atomic(run.work_dir / CONFIG_FILE, Config(record_config(run.mmseg)).pretty_text)
+    write_text_atomic(run.work_dir / CONFIG_FILE, format_config(record_config(run.mmseg)))
     write_json_atomic(run.work_dir / "deepspeed.json", run.deepspeed)
     write_json_atomic(run.work_dir / "environment.json", describe_environment(run))
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from pprint import pformat
 from typing import Any
 
 from ds_seg.checkpoint.manifest import read_manifest
@@ -19,11 +20,20 @@ _ONLY_AT_THE_START = ("load_from", "resume_from", "auto_resume")
 """Keys that a resumed run does not read, or that tell it to resume."""
 _NAMED_AT_MOST = 8
 _LONGEST_VALUE = 40
+_LINE_LENGTH = 120
 
 
 def record_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of a config: the keys that mean something, without the variables that it uses on the way."""
     return {key: value for key, value in config.items() if key in KNOWN_KEYS}
+
+
+def format_config(config: Mapping[str, Any]) -> str:
+    """The text of a config file from which these values are read again.
+
+    MMCV's `pretty_text` fails on an apostrophe in a string, and loses backslashes.
+    """
+    return "".join(f"{key} = {pformat(value, width=_LINE_LENGTH, sort_dicts=False)}\n" for key, value in config.items())
 
 
 def digest_config(config: Mapping[str, Any]) -> str:

@@ -1,9 +1,12 @@
 """What a resumed run is told of a config that has changed."""
 
+import math
+
 import pytest
+from mmcv import Config
 
 from ds_seg.checkpoint import TrainingState
-from ds_seg.checkpoint.config_record import CONFIG_FILE, describe_changes, digest_config, record_config
+from ds_seg.checkpoint.config_record import CONFIG_FILE, describe_changes, digest_config, format_config, record_config
 from ds_seg.config import CONFIGS_ROOT, RunOptions, build_run_config, read_config_file
 from ds_seg.workdir import find_resume_point, open_work_dir
 from saved import make_checkpoint
@@ -32,6 +35,24 @@ def test_a_config_written_to_a_work_dir_is_the_one_that_was_read(tmp_path, monke
     run = run_in(tmp_path, name, load_from=None)
     open_work_dir(run, TrainingState(), None)
     assert digest_config(read_config_file(tmp_path / CONFIG_FILE, {})) == digest_config(run.mmseg)
+
+
+def test_odd_values_are_read_back_as_they_were(tmp_path):
+    odd = {
+        "key": [
+            'it\'s "here" \\not\nthere',
+            {"class": 1, "a.b": 2, 3: {}},
+            (),
+            (1,),
+            [{}],
+            None,
+            -1e-6,
+            math.pi,
+            "x" * 300,
+        ]
+    }
+    (tmp_path / CONFIG_FILE).write_text(format_config(odd))
+    assert Config.fromfile(tmp_path / CONFIG_FILE)._cfg_dict.to_dict() == odd
 
 
 def test_changes_are_named_with_both_values(saved, tmp_path):
