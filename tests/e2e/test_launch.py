@@ -92,7 +92,8 @@ def test_a_home_directory_is_not_needed_to_reach_several_machines(tmp_path):
     hosts.write_text("# a comment\n\n  node7 slots=2\n  # another\n")
     env = environment(HOSTFILE=str(hosts), PATH=f"{tmp_path}:{os.environ['PATH']}", ADE20K_ROOT="/data")
     env.pop("HOME", None)
-    script = ["bash", str(ROOT / "launch/train.sh"), "demo"]
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")  # the project's folder may have a .venv with DeepSpeed itself
+    script = ["bash", str(tmp_path / "launch/train.sh"), "demo"]
     done = subprocess.run(script, env=env, capture_output=True, text=True, check=True)
     assert "ADE20K_ROOT=/data" in done.stdout.splitlines()
 
