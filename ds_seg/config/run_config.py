@@ -151,6 +151,25 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
     _require_sections(config, faults)
     validate_model(config.model, faults)
     validate_data(config.data, config.model.backbone.get("patch_size", 14), faults)
+    deepspeed_path, ignored_json = choose_deepspeed_json(options.deepspeed_config, config, faults)
+    asked = load_deepspeed_json(deepspeed_path)
+    run = _read_run(options, path.stem, config, asked, ignored_json, world_size=world_size, faults=faults)
+    faults.raise_if_any()
+    if with_engines:
+        validate_by_deepspeed(run.deepspeed, deepspeed_path)
+    return run
+
+
+def _read_run(
+    options: RunOptions,
+    name: str,
+    config: Config,
+    asked: Mapping[str, Any],
+    ignored_json: dict[str, str],
+    *,
+    world_size: int,
+    faults: Faults,
+) -> RunConfig:
     clip_norm, cumulative_iters = read_optimizer_config(config.get("optimizer_config"), faults)
     batches = resolve_batches(
         config, cumulative_iters=cumulative_iters, world_size=world_size, kept=options.global_batch, faults=faults
@@ -158,9 +177,8 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
     log_interval_steps, wandb, ignored_loggers = read_log_config(config.get("log_config"), faults)
     ema, ignored_hooks = read_custom_hooks(config.get("custom_hooks"), faults)
     switches = _read_switches(config, faults)
-    deepspeed_path, ignored_json = choose_deepspeed_json(options.deepspeed_config, config, faults)
     deepspeed = resolve_deepspeed(
-        load_deepspeed_json(deepspeed_path),
+        asked,
         micro_batch=batches.micro_batch,
         accumulation_steps=batches.accumulation_steps,
         world_size=world_size,
@@ -171,12 +189,12 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
     ignored = find_ignored(dict(config.items())) | ignored_json | ignored_loggers | ignored_hooks
     optimizer = read_optimizer(config.optimizer, int(config.model.backbone.get("depth", 48)), faults)
     schedule = read_schedule(config.get("lr_config"), config.runner, optimizer.lr, faults)
-    run = RunConfig(
-        name=path.stem,
+    return RunConfig(
+        name=name,
         mmseg=config,
         deepspeed=settle_zero_sizes(deepspeed, auto_sizes, config.model.backbone, DEFAULT_LIVE_BYTES),
         auto_sizes=auto_sizes,
-        work_dir=Path(options.work_dir or faults.text("work_dir", config) or Path("work_dirs") / path.stem).absolute(),
+        work_dir=Path(options.work_dir or faults.text("work_dir", config) or Path("work_dirs") / name).absolute(),
         seed=_read_seed(options, config, faults),
         world_size=world_size,
         micro_batch=batches.micro_batch,
@@ -201,10 +219,6 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
         notes=(*notes.of_ignored(ignored), *batches.notes, *notes.of_config(config, schedule, cumulative_iters)),
         **switches,
     )
-    faults.raise_if_any()
-    if with_engines:
-        validate_by_deepspeed(run.deepspeed, deepspeed_path)
-    return run
 
 
 def _require_sections(config: Config, faults: Faults) -> None:
