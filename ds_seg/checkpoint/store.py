@@ -75,11 +75,14 @@ def is_own(work_dir: Path, folder: Path) -> bool:
 def find_checkpoint(work_dir: Path, tag: str) -> Path:
     """The checkpoint that `--resume TAG` means: a name in the work dir, `latest`, `best`, or a path.
 
+    Returns:
+        Its absolute path, which tells its name and its work dir also where TAG is `.` or a bare name.
+
     Raises:
         CheckpointError: TAG names no complete checkpoint.
     """
     for path in (checkpoints_folder(work_dir) / tag, Path(tag)):
-        candidate = _follow(path)
+        candidate = _follow(path.absolute())
         if (candidate / MANIFEST).is_file():
             return candidate
     names = ", ".join(path.name for path in list_checkpoints(work_dir)) or "none"

@@ -74,6 +74,13 @@ def test_a_tag_or_a_folder_names_the_checkpoint(tmp_path):
     assert find_checkpoint(tmp_path / "other", str(wanted)) == wanted
 
 
+@pytest.mark.parametrize(("folder", "tag"), [("checkpoints", "step_000010"), ("checkpoints/step_000010", ".")])
+def test_a_relative_path_names_a_checkpoint_with_its_work_dir(tmp_path, monkeypatch, folder, tag):
+    wanted = make(tmp_path, "step_000010")
+    monkeypatch.chdir(tmp_path / folder)
+    assert find_checkpoint(tmp_path / "other", tag) == wanted
+
+
 @pytest.mark.parametrize("name", [LATEST, BEST])
 def test_latest_and_best_name_checkpoints(tmp_path, name):
     wanted, pointer = make(tmp_path, "step_000010"), checkpoints_folder(tmp_path) / name
