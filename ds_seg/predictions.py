@@ -7,11 +7,12 @@ import contextlib
 import numpy as np
 
 from ds_seg import distributed
+from ds_seg.data.evaluation_samples import load_image_file
 from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines
 from ds_seg.evaluation.evaluate import EvaluationResult
 from ds_seg.evaluation.lockstep import Prediction
-from ds_seg.evaluation.pictures import Picture, load_rgb, name_picture
+from ds_seg.evaluation.pictures import Picture, decode_rgb, name_picture
 from ds_seg.session import Evaluator
 from ds_seg.tracking.tracker import Tracker
 
@@ -37,9 +38,10 @@ class PredictingEvaluator:
 
         def keep(prediction: Prediction, label_HW: np.ndarray) -> None:
             if distributed.is_main() and prediction.index in self.indices:
-                meta = prediction.meta
-                name = name_picture(meta["ori_filename"])
-                pictures.append((name, load_rgb(meta["filename"]), prediction.labels_HW, label_HW))
+                content = load_image_file(self.evaluator.dataset, prediction.index)
+                image_HW3 = decode_rgb(content, prediction.meta["filename"])
+                name = name_picture(prediction.meta["ori_filename"])
+                pictures.append((name, image_HW3, prediction.labels_HW, label_HW))
 
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             result = self.evaluator(self.engines, keep)

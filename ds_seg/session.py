@@ -147,19 +147,20 @@ class Evaluator:
         self.run, self.dataset, self.window_batch = run, dataset, window_batch
 
     def try_first_images(self) -> None:
-        """Load each rank's first image and cut it into windows, as an evaluation will; a collective over all ranks.
+        """Load each rank's first image and annotation and cut the image into windows; a collective over all ranks.
 
         Raises:
             ConfigError: the pipeline makes no image of it, or model.test_cfg does not fit what it makes.
             DataError: it can't be loaded.
         """
-        distributed.agree(self._cut_first_image)
+        distributed.agree(self._try_first_image)
 
-    def _cut_first_image(self) -> None:
+    def _try_first_image(self) -> None:
         grid = Grid(self.run.model.test_cfg, self.run.patch_size)
         for sample in load_evaluation_samples(self.dataset, _own_indices(self.dataset)[:1], num_workers=0):
             for image_13HW, _ in sample.views:
                 grid.windows(*image_13HW.shape[-2:])
+            load_ground_truth(self.dataset, sample.index)
 
     def __call__(self, engines: Engines, on_prediction: OnPrediction | None = None) -> EvaluationResult:
         """Segment the whole dataset and compare it with its annotations; a collective over all ranks.

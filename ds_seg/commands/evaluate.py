@@ -55,8 +55,9 @@ def run(args: argparse.Namespace) -> int:
     if args.tta:
         enable_test_time_augmentation(config, role)
     (dataset,) = open_datasets(config, role)
-    engines = build_engines(config, training=False, weights=str(weights), log=distributed.print_on_main)
-    result = Evaluator(config, dataset, window_batch=args.window_batch)(engines)
+    evaluator = Evaluator(config, dataset, window_batch=args.window_batch)
+    evaluator.try_first_images()
+    result = evaluator(build_engines(config, training=False, weights=str(weights), log=distributed.print_on_main))
     distributed.print_on_main(result.table())
     if fault := result.describe_fault():
         distributed.print_on_main(f"warning: {fault}")

@@ -82,6 +82,12 @@ def load_ground_truth(dataset: Any, index: int) -> np.ndarray:
     return label_HW
 
 
+def load_image_file(dataset: Any, index: int) -> bytes:
+    """The content of a sample's image file, from wherever the dataset reads it."""
+    leaf, inner = resolve_sample(dataset, index)
+    return bytes(leaf.file_client.get(sample_paths(leaf, inner)[0]))
+
+
 def make_evaluation_sample(index: int, sample: Mapping[str, Any]) -> EvaluationSample:
     """The views that a test pipeline has put into `img` and `img_metas`.
 

@@ -130,18 +130,34 @@ def save_picture(image_HW3: np.ndarray, path: str | os.PathLike[str]) -> None:
 
 
 def load_rgb(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read an image file as RGB, uint8, (H, W, 3), rotated by its EXIF tag as MMSeg's pipelines do.
+    """Read an image file as `decode_rgb` does its content.
 
     Raises:
         DataError: the file is missing or no image.
     """
     try:
-        content = np.fromfile(path, np.uint8)  # cv2.imread crashes on names that are not UTF-8
-        image_bgr_HW3 = cv2.imdecode(content, cv2.IMREAD_COLOR)
-    except (OSError, cv2.error):
+        content = Path(path).read_bytes()  # cv2.imread crashes on names that are not UTF-8
+    except OSError:
+        content = b""
+    return decode_rgb(content, os.fspath(path))
+
+
+def decode_rgb(content: bytes, path: str) -> np.ndarray:
+    """Decode an image as RGB, uint8, (H, W, 3), rotated by its EXIF tag as MMSeg's pipelines do.
+
+    Args:
+        content: Of its file.
+        path: Of its file, for messages.
+
+    Raises:
+        DataError: it is no image.
+    """
+    try:
+        image_bgr_HW3 = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
         image_bgr_HW3 = None
     if image_bgr_HW3 is None:
-        raise DataError(f"{os.fspath(path)} can't be read as an image. Check that it exists and opens in a viewer.")
+        raise DataError(f"{path} can't be read as an image. Check that it exists and opens in a viewer.")
     return cv2.cvtColor(image_bgr_HW3, cv2.COLOR_BGR2RGB)
 
 
