@@ -17,6 +17,7 @@ from ds_seg.errors import EXIT_OK, StoppedBySignal
 if TYPE_CHECKING:
     from ds_seg.checkpoint import TrainingState
     from ds_seg.config import RunConfig
+    from ds_seg.data.training_batches import MicroBatch
     from ds_seg.engine.ema import WeightAverages
     from ds_seg.engine.engines import Engines
     from ds_seg.loop import LoopRecord
@@ -134,6 +135,7 @@ def train(run: RunConfig) -> None:
     resume_collector()
     enter_phase("opening the datasets")
     train_set, val_set = open_datasets(run, "train", "val")
+    distributed.agree(lambda: next(_build_loader(run, train_set, TrainingState(), num_workers=0)))  # as a trial
     evaluator = Evaluator(run, val_set)
     evaluator.try_first_images()
     with contextlib.ExitStack() as stack:
@@ -152,7 +154,7 @@ def train(run: RunConfig) -> None:
         _describe_start(run, engines, state, tracker, resume_from)
         evaluate = PredictingEvaluator(evaluator, engines, tracker, ema)
         loop = TrainingLoop(run, engines, state, tracker, evaluate, ema, saved_in=own_checkpoint)
-        record = train_with_rollbacks(loop, lambda state: _build_loader(run, train_set, state, engines, ema))
+        record = train_with_rollbacks(loop, lambda state: _open_loader(run, train_set, state, engines, ema))
         enter_phase("writing the summary and the report", patience=SLOW)
         _write_end(run, engines, loop.state, record, resume_from, ema, tracker)
         if record.stopped:
@@ -236,13 +238,18 @@ def _warn_of_idle_cores(engines: Engines, tracker: Tracker) -> None:
         )
 
 
-def _build_loader(
+def _open_loader(
     run: RunConfig, train_set: Any, state: TrainingState, engines: Engines, ema: WeightAverages | None
-) -> Any:
+) -> Iterator[MicroBatch]:
     from ds_seg.data.forks import keep_out_of_forks
-    from ds_seg.data.training_batches import build_train_loader
 
     keep_out_of_forks([*engines.optimizer_tensors(), *(ema.backbone.values() if ema else ())])
+    return _build_loader(run, train_set, state, num_workers=run.workers)
+
+
+def _build_loader(run: RunConfig, train_set: Any, state: TrainingState, *, num_workers: int) -> Iterator[MicroBatch]:
+    from ds_seg.data.training_batches import build_train_loader
+
     return build_train_loader(
         train_set,
         seed=run.seed,
@@ -252,8 +259,8 @@ def _build_loader(
         world_size=run.world_size,
         start_step=state.step,
         stop_step=run.schedule.max_steps,
-        num_workers=run.workers,
-        pin_memory=engines.device.type == "cuda",
+        num_workers=num_workers,
+        pin_memory=distributed.device().type == "cuda",
         max_bad_samples=run.max_bad_samples,
         left_out=state.left_out,
     )

@@ -98,6 +98,15 @@ data = dict(val=dict(pipeline=[dict(type='LoadImageFromFile'), views]))
 """
 
 
+def test_what_a_step_can_not_use_is_found_before_weights_are_loaded(cli, tiny_config, tmp_path):
+    config = tmp_path / "uncollected.py"
+    steps = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", reduce_zero_label=True)]
+    config.write_text(f"_base_ = {str(tiny_config)!r}\ndata = dict(train=dict(pipeline={steps}))\n")
+    done = cli("train", config, "--work-dir", tmp_path / "run")
+    assert_refused(done, "data.train.pipeline does not collect an image")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_an_evaluation_can_not_use_is_found_before_the_first_step(cli, tiny_config, tmp_path):
     odd = tmp_path / "odd.py"
     odd.write_text(ODD_SIZE.format(base=str(tiny_config)))
@@ -118,10 +127,11 @@ def test_a_mistake_is_said_once_by_two_processes(cli, own_scenes, tiny_config, t
 
 
 def test_a_damaged_image_found_while_training_is_named_by_the_rank_that_read_it(cli, own_scenes, tiny_config):
-    truncated = (own_scenes / TRAIN_LABEL).read_bytes()[:100]
-    (own_scenes / TRAIN_LABEL).write_bytes(truncated)
+    path = own_scenes / "annotations/training/scene_00014.png"  # of the second step
+    path.write_bytes(path.read_bytes()[:100])
     done = cli("train", tiny_config, "--cfg-options", "check_data=False", processes=2)
-    assert_refused(done, "scene_00003.png")
+    assert_refused(done, path.name)
+    assert "step 1/12" in done.stdout and "step 2/12" not in done.stdout
 
 
 def test_checkpoints_that_do_not_fit(cli, trained, tiny_config, tmp_path):
