@@ -15,7 +15,6 @@ from ds_seg.data.training_batches import MicroBatch
 from ds_seg.errors import CheckpointError, TrainingDiverged
 from ds_seg.loop import LoopRecord, TrainingLoop
 from ds_seg.supervision.progress import SLOW, enter_phase
-from ds_seg.supervision.signals import saving
 
 OpenLoader = Callable[[TrainingState], Iterable[MicroBatch]]
 
@@ -30,19 +29,18 @@ def train_with_rollbacks(loop: TrainingLoop, open_loader: OpenLoader) -> LoopRec
     Raises:
         TrainingDiverged: once more than allowed, or with no checkpoint to go back to.
     """
-    with saving():
-        if loop.run.max_rollbacks and not _list_good(loop.run, loop.state.step):
-            enter_phase("saving before the first step", patience=SLOW)
-            folder = save_checkpoint(loop.engines, loop.run, loop.state, loop.ema)
-            loop.tracker.info(f"saved {folder}, for a rollback before the first regular checkpoint")
-        while True:
-            try:
-                return loop(open_loader(loop.state))
-            except TrainingDiverged as divergence:
-                if not loop.run.max_rollbacks:
-                    raise
-                enter_phase("going back to the last good checkpoint", patience=SLOW)
-                loop.state = _go_back(loop, divergence)
+    if loop.run.max_rollbacks and not _list_good(loop.run, loop.state.step):
+        enter_phase("saving before the first step", patience=SLOW)
+        folder = save_checkpoint(loop.engines, loop.run, loop.state, loop.ema)
+        loop.tracker.info(f"saved {folder}, for a rollback before the first regular checkpoint")
+    while True:
+        try:
+            return loop(open_loader(loop.state))
+        except TrainingDiverged as divergence:
+            if not loop.run.max_rollbacks:
+                raise
+            enter_phase("going back to the last good checkpoint", patience=SLOW)
+            loop.state = _go_back(loop, divergence)
 
 
 def _go_back(loop: TrainingLoop, divergence: TrainingDiverged) -> TrainingState:

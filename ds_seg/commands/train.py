@@ -129,6 +129,7 @@ def train(run: RunConfig) -> None:
     from ds_seg.session import Evaluator, build_engines
     from ds_seg.supervision import stop
     from ds_seg.supervision.progress import SLOW, enter_phase
+    from ds_seg.supervision.signals import saving
     from ds_seg.workdir import find_resume_point, open_work_dir
     from ds_seg.workdir_lock import hold_work_dir
 
@@ -150,6 +151,7 @@ def train(run: RunConfig) -> None:
         state = resume_training(resume_from, engines, run, ema, verified=True) if resume_from else TrainingState()
         state.note_train_images(len(train_set))
         own_checkpoint = open_work_dir(run, state, resume_from)
+        stack.enter_context(saving())
         tracker = stack.enter_context(_open_tracker(run, state.step, val_set))
         _describe_start(run, engines, state, tracker, resume_from)
         evaluate = PredictingEvaluator(evaluator, engines, tracker, ema)

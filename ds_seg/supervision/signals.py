@@ -51,7 +51,7 @@ def listening(wake: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def saving() -> Iterator[None]:
-    """Within it a signal saves before it ends the run; outside it ends the run at once."""
+    """Within it a run that gets a signal saves, or writes its end, before it is over; outside it is over at once."""
     _saving.set()
     try:
         yield
@@ -90,8 +90,9 @@ def _receive(number: signal.Signals, wake: Callable[[], None]) -> None:
     wake()
     distributed.notify(
         f"{number.name} on rank {distributed.rank()} ({progress.current().phase}): all ranks stop before the next step "
-        f"or window batch, save, and end with 75 ({stop.pace}). A second signal, {_SAME_REQUEST_S:g} s from now or "
-        f"later, ends them at once with {128 + number} and saves nothing more."
+        f"or window batch, save, and end with 75 ({stop.pace}); a run whose last step is over just ends. A second "
+        f"signal, {_SAME_REQUEST_S:g} s from now or later, ends them at once with {128 + number} and saves nothing "
+        "more."
     )
 
 

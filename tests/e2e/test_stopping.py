@@ -36,6 +36,17 @@ def hanging(cli, tiny_config, tmp_path):
     return path
 
 
+def test_a_signal_after_the_last_step_does_not_keep_a_run_from_ending(cli, tiny_config, tmp_path):
+    cli.env["PYTHONPATH"] = f"{Path(__file__).parent}:{cli.env.get('PYTHONPATH', '')}"
+    config = tmp_path / "signalled.py"
+    imports = dict(imports=["signal_in_report"])
+    config.write_text(f"_base_ = {str(tiny_config)!r}\ncustom_imports = {imports}\nrunner = dict(max_iters=2)\n")
+    done = cli("train", config, "--work-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "SIGTERM on rank 0 (writing the summary and the report)" in done.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "completed"
+
+
 def wait_for_file(path, process, log, timeout_s=240):
     end = time.monotonic() + timeout_s
     while not path.exists():
