@@ -61,7 +61,7 @@ class Rounds:
         started_s, stall_s, step_times_s = time.perf_counter(), 0.0, []
         for index in range(steps):
             step_started_s = time.perf_counter()
-            self.train_step(0, [self.batch])
+            self.train_step(0, [self.batch], scheduled_steps=index)
             _synchronize()
             trained_s = time.perf_counter()
             if kind in self.savers:

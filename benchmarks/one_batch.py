@@ -101,9 +101,9 @@ def train(step: TwoEngineStep, batches: list[MicroBatch], steps: int) -> dict[st
     losses, norms, times_s = [], [], []
     if step.engines.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    for _ in range(steps):
+    for scheduled_steps in range(steps):
         started = time.perf_counter()
-        result = step(0, batches)
+        result = step(0, batches, scheduled_steps=scheduled_steps)
         if step.engines.device.type == "cuda":
             torch.cuda.synchronize()
         times_s.append(time.perf_counter() - started)
@@ -125,7 +125,7 @@ def measure_memory(step: TwoEngineStep, batches: list[MicroBatch]) -> dict[str, 
             "allocated_gib": torch.cuda.max_memory_allocated() / GIB,
             "gpu_gib": (total - free) / GIB,
         }
-    measured["step_gib"] = measure_step_gib(lambda: step(0, batches), step.engines.device)
+    measured["step_gib"] = measure_step_gib(lambda: step(0, batches, scheduled_steps=0), step.engines.device)
     return measured
 
 

@@ -69,7 +69,7 @@ class TwoEngines:
 
     def __call__(self, index: int, batch: MicroBatch) -> tuple[float, float]:
         """Train on one global batch; a collective."""
-        result = self.train(index, [batch])
+        result = self.train(index, [batch], scheduled_steps=index)
         return result.losses["loss"], result.grad_norm
 
 

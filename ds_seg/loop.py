@@ -91,7 +91,6 @@ class TrainingLoop:
             TrainingDiverged: too many steps in a row were not finite; `state` tells which.
             DataError: more samples could not be read than the run may replace.
         """
-        self._train_step.scheduled_steps = self.state.scheduled_steps
         if not self._is_saved():  # after a rollback the same step comes again, from other data
             self._saved = None
         self._data_wait.start()
@@ -111,7 +110,7 @@ class TrainingLoop:
         started = time.perf_counter()
         micro_batches, waited_s, longest_wait_s = self._fetch(batches)
         self._note_bad_samples(micro_batches)
-        result = self._train_step(self.state.step, micro_batches)
+        result = self._train_step(self.state.step, micro_batches, scheduled_steps=self.state.scheduled_steps)
         if self.ema is not None and not result.skipped:
             self.ema.update(self.state.scheduled_steps)
         step_time_s = time.perf_counter() - started
@@ -167,8 +166,8 @@ class TrainingLoop:
     def _count(self, result: StepResult) -> None:
         state = self.state
         state.step += 1
-        state.scheduled_steps = self._train_step.scheduled_steps
         if not result.skipped:
+            state.scheduled_steps += 1
             state.skipped_in_a_row = 0
             return
         state.skipped_steps += 1

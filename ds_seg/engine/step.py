@@ -41,27 +41,23 @@ class StepResult:
 
 
 class TwoEngineStep:
-    """Drives both engines through training steps.
-
-    Attributes:
-        scheduled_steps: how often the schedule has moved: the steps that were not skipped.
-    """
+    """Drives both engines through training steps."""
 
     def __init__(self, engines: Engines, run: RunConfig) -> None:
         self.engines = engines
         self.run = run
-        self.scheduled_steps = 0
         self._patience = SLOW  # the first step allocates and compiles
 
-    def __call__(self, step: int, micro_batches: Iterable[MicroBatch]) -> StepResult:
+    def __call__(self, step: int, micro_batches: Iterable[MicroBatch], *, scheduled_steps: int) -> StepResult:
         """Train on one global batch; a collective over all ranks.
 
         Args:
             step: index of the global batch; together with the run's seed it fixes all noise.
             micro_batches: this rank's `accumulation_steps` micro-batches.
+            scheduled_steps: how often the schedule has moved: the steps so far that were not skipped.
         """
         self.engines.train()
-        self.run.schedule.set_rates(self.engines.param_groups, self.scheduled_steps)
+        self.run.schedule.set_rates(self.engines.param_groups, scheduled_steps)
         buffers_before = [buffer.clone() for buffer in self.engines.heads.buffers()]
         accumulation_steps = self.run.accumulation_steps
         sums: dict[str, torch.Tensor] = {}
@@ -132,7 +128,6 @@ class TwoEngineStep:
         scale_gradients(self.engines.head_parameters, factor)
         self.engines.head_optimizer.step()
         self.engines.head_optimizer.zero_grad(set_to_none=True)
-        self.scheduled_steps += 1
 
     def _skip(self) -> None:
         if self.engines.trainable_backbone:

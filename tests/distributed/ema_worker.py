@@ -19,9 +19,8 @@ from ds_seg.checkpoint import TrainingState, load_weights_from_checkpoint, resum
 from ds_seg.config import EmaSettings, RunConfig
 from ds_seg.engine.ema import WeightAverages
 from ds_seg.engine.engines import Engines, build_modules
-from ds_seg.engine.step import TwoEngineStep
 from ds_seg.summary import describe_averages
-from engine_setup import digest, make_micro_batches, make_run, start, train
+from engine_setup import CountingStep, digest, make_micro_batches, make_run, start, train
 from engine_worker import catch, flip_byte, live_bytes, poison_images
 from sharded import change_zero, collect_weights
 
@@ -55,7 +54,7 @@ def collect_averages(ema: WeightAverages) -> dict[str, torch.Tensor]:
     return whole | {name: average.clone() for name, average in ema.heads.items()}
 
 
-def train_with(train_step: TwoEngineStep, ema: WeightAverages, steps: range) -> None:
+def train_with(train_step: CountingStep, ema: WeightAverages, steps: range) -> None:
     for step in steps:
         scheduled = train_step.scheduled_steps
         if not train_step(step, make_micro_batches(step)).skipped:

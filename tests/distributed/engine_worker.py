@@ -29,11 +29,11 @@ from ds_seg.checkpoint import (
     save_checkpoint,
 )
 from ds_seg.engine.engines import Engines, build_modules
-from ds_seg.engine.step import StepResult, TwoEngineStep
+from ds_seg.engine.step import StepResult
 from ds_seg.engine.zero3 import JointNormZero3, local_master
 from ds_seg.errors import CheckpointError, ConfigError
 from ds_seg.summary import describe_backbone, describe_heads
-from engine_setup import RECIPE, digest, make_micro_batches, make_run, start, train
+from engine_setup import RECIPE, CountingStep, digest, make_micro_batches, make_run, start, train
 from recipe import DEPTH
 from sharded import change_zero, collect_weights
 
@@ -75,7 +75,7 @@ def describe_training(precision: str) -> dict:
     }
 
 
-def train_and_measure(engines: Engines, train_step: TwoEngineStep) -> tuple[list[StepResult], list[float]]:
+def train_and_measure(engines: Engines, train_step: CountingStep) -> tuple[list[StepResult], list[float]]:
     """Six steps, and the joint norm of what the optimizers stepped with in each."""
     squares: list[float] = []
 
@@ -222,7 +222,7 @@ POISONS = (
 )
 
 
-def skip_once(train_step: TwoEngineStep, step: int, poison) -> dict:
+def skip_once(train_step: CountingStep, step: int, poison) -> dict:
     """One bad step, bad on the last rank only, then a good one."""
     engines = train_step.engines
     before, scheduled = digest(engines), train_step.scheduled_steps
@@ -337,7 +337,7 @@ def check_resume() -> dict:
         save_tensors(kind, collect_weights(engines))
         wanted = [result.losses for result in train(train_step, range(2, 5))], digest(engines)
         again, _ = start(dataclasses.replace(run, seed=run.seed + 1))
-        train_again = TwoEngineStep(again, run)
+        train_again = CountingStep(again, run)
         fresh = digest(again)
         resumed = resume_training(folder, again, run)
         train_again.scheduled_steps = resumed.scheduled_steps

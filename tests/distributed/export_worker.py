@@ -57,7 +57,8 @@ def main() -> None:
         train_step = TwoEngineStep(engines, run)
         ema = WeightAverages(engines, EmaSettings(0.4, 1, 10)) if name == "averaged" else None
         for step in range(2):
-            train_step(step, make_micro_batches(recipe, step, distributed.rank(), distributed.world_size()))
+            batches = make_micro_batches(recipe, step, distributed.rank(), distributed.world_size())
+            train_step(step, batches, scheduled_steps=step)
             if ema is not None:
                 ema.update(step)
         weights = collect(engines, ema)

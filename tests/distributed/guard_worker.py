@@ -18,9 +18,8 @@ from ds_seg.checkpoint import TrainingState, resume_training, save_checkpoint
 from ds_seg.config import OptimizerSettings, RunConfig
 from ds_seg.engine.adamw import build_adamw
 from ds_seg.engine.engines import Engines
-from ds_seg.engine.step import TwoEngineStep
 from ds_seg.errors import PrecisionError
-from engine_setup import digest, make_run, start, train
+from engine_setup import CountingStep, digest, make_run, start, train
 from recipe import WIDTH
 from sharded import change_zero, collect_weights
 
@@ -84,7 +83,7 @@ def check_precision_guard() -> dict:
     return report | cast_start_and_gradient(run, engines, train_step)
 
 
-def cast_start_and_gradient(run: RunConfig, engines: Engines, train_step: TwoEngineStep) -> dict:
+def cast_start_and_gradient(run: RunConfig, engines: Engines, train_step: CountingStep) -> dict:
     """The same guard when engines are built, after a resume, and on the heads' gradients in a step."""
 
     def build_cast(*args: Any, **kwargs: Any) -> Engines:

@@ -67,7 +67,9 @@ def check_head(case: dict) -> dict:
     engines.head_optimizer.register_step_pre_hook(
         lambda *_: dtypes.update(str(p.grad.dtype) for p in engines.heads.parameters() if p.grad is not None)
     )
-    results = [train_step(step, make_batches(run, distributed.rank(), seed=step)) for step in range(2)]
+    results = [
+        train_step(step, make_batches(run, distributed.rank(), seed=step), scheduled_steps=step) for step in range(2)
+    ]
     dtypes |= {str(tensor.dtype) for tensor in engines.heads.state_dict().values() if tensor.is_floating_point()}
     engines.train(False)
     grid = run.train_crop_px[0] // PATCH
@@ -120,10 +122,10 @@ def check_loss(name: str) -> dict:
         engines.heads.decode_head.conv_seg.weight.mul_(300)
     by_hand = distributed.gather_objects(compute_by_hand(engines, batches))
     before = [p.detach().clone() for p in engines.heads.parameters()]
-    result = train_step(0, batches)
+    result = train_step(0, batches, scheduled_steps=0)
     moved = not any(torch.equal(p, old) for p, old in zip(engines.heads.parameters(), before, strict=True))
-    ignored = train_step(1, make_batches(run, distributed.rank(), seed=1, all_ignored_on=1))
-    after = train_step(2, make_batches(run, distributed.rank(), seed=2))
+    ignored = train_step(1, make_batches(run, distributed.rank(), seed=1, all_ignored_on=1), scheduled_steps=1)
+    after = train_step(2, make_batches(run, distributed.rank(), seed=2), scheduled_steps=2)
     return {
         "seconds": time.perf_counter() - started,
         "losses": result.losses,

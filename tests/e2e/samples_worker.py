@@ -36,7 +36,7 @@ def run(work_dir: Path, name: str, stop_after: int, **overrides: int) -> None:
     """Train; SIGTERM comes after a step has been counted that often."""
     seen = {}
 
-    def watch(self, step, micro_batches):
+    def watch(self, step, micro_batches, **position):
         micro_batches = list(micro_batches)
         samples = (zip(b.images_B3HW, b.labels_B1HW, b.metas, strict=True) for b in micro_batches)
         seen[step] = [hash_sample(*sample) for batch in samples for sample in batch]
@@ -44,7 +44,7 @@ def run(work_dir: Path, name: str, stop_after: int, **overrides: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             while stop.requested() is None:
                 time.sleep(0.01)
-        return real(self, step, micro_batches)
+        return real(self, step, micro_batches, **position)
 
     real = TwoEngineStep.__call__
     overrides = {"data.workers_per_gpu": WORKERS, **overrides}

@@ -88,11 +88,13 @@ def check_kernels() -> dict:
         x_BND = torch.randn(1, tokens, 128 * heads).bfloat16().requires_grad_()
     run = build_run(BF16, 1)
     train_step = TwoEngineStep(start(run), run)
-    train_step(0, make_micro_batches(BF16, 0))  # DeepSpeed makes the optimizer's state in its first step
+    train_step(
+        0, make_micro_batches(BF16, 0), scheduled_steps=0
+    )  # DeepSpeed makes the optimizer's state in its first step
     return {
         "attention": list_operators(lambda: attention(x_BND).sum().backward()),
         "norm": list_operators(lambda: norm(x_BND).sum().backward()),
-        "step": list_operators(lambda: train_step(1, make_micro_batches(BF16, 1))),
+        "step": list_operators(lambda: train_step(1, make_micro_batches(BF16, 1), scheduled_steps=1)),
     }
 
 
@@ -100,7 +102,7 @@ def check_promises() -> dict:
     """Where the tensors are, and in which precision, after a step in bf16."""
     run = build_run(BF16, 1)
     engines = start(run)
-    TwoEngineStep(engines, run)(0, make_micro_batches(BF16, 0))
+    TwoEngineStep(engines, run)(0, make_micro_batches(BF16, 0), scheduled_steps=0)
     validate_precision(engines)
     engines.train(False)
     logits_BKHW = engines.encode_decode(torch.zeros(2, 3, SIDE_PX, SIDE_PX))

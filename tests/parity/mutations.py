@@ -86,12 +86,11 @@ def multiply_head_gradients(factor: float) -> Callable[[Callable], Callable]:
     return make
 
 
-def move_schedule_when_skipping(skip: Callable) -> Callable:
-    def skip_and_move(self: TwoEngineStep) -> None:
-        skip(self)
-        self.scheduled_steps += 1
+def move_schedule_when_skipping(train_step: Callable) -> Callable:
+    def train_as_if_none_was_skipped(self: TwoEngineStep, step: int, batches: list, *, scheduled_steps: int) -> Any:
+        return train_step(self, step, batches, scheduled_steps=step)
 
-    return skip_and_move
+    return train_as_if_none_was_skipped
 
 
 def step_head_when_skipping(skip: Callable) -> Callable:
@@ -189,7 +188,7 @@ _MISTAKES = (
         "schedule moves on a skipped step",
         BAD,
         PARAMETERS,
-        patched(TwoEngineStep, "_skip", move_schedule_when_skipping),
+        patched(TwoEngineStep, "__call__", move_schedule_when_skipping),
     ),
     Mutation(
         "head steps when the backbone skips",

@@ -56,17 +56,16 @@ class ShardedTrainer:
             handles, bad = [], step in self.recipe.bad_steps
             if bad and rank == world_size - 1:
                 handles = spoil(self.engines, batches, self.recipe.bad_steps.index(step))
-            scheduled_steps = self.train_step.scheduled_steps
-            result = self.train_step(step, batches)
+            result = self.train_step(step, batches, scheduled_steps=self.state.scheduled_steps)
             assert result.skipped == bad, f"step {step} was {'' if result.skipped else 'not '}skipped"
             if self.ema and not bad:
-                self.ema.update(scheduled_steps)
+                self.ema.update(self.state.scheduled_steps)
             for handle in handles:
                 handle.remove()
             if not bad:
                 self.results.append(result)
             self.state.step, self.state.skipped_steps = step + 1, self.state.skipped_steps + bad
-            self.state.scheduled_steps = self.train_step.scheduled_steps
+            self.state.scheduled_steps += not bad
 
     def save(self) -> Path:
         """A checkpoint of what was trained so far."""
@@ -75,7 +74,6 @@ class ShardedTrainer:
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint of any world size."""
         self.state = resume_training(folder, self.engines, self.run, self.ema)
-        self.train_step.scheduled_steps = self.state.scheduled_steps
 
     def report(self) -> Training:
         """Of the steps made so far."""

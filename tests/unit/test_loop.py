@@ -24,13 +24,12 @@ class FakeStep:
     skip: tuple[int, ...] = ()
 
     def __init__(self, engines, run):
-        self.scheduled_steps = 0
-        self.calls = []
+        self.calls, self.schedule = [], []
 
-    def __call__(self, step, micro_batches):
+    def __call__(self, step, micro_batches, *, scheduled_steps):
         self.calls.append((step, micro_batches))
+        self.schedule.append(scheduled_steps)
         skipped = step in self.skip
-        self.scheduled_steps += not skipped
         return StepResult({"loss": math.nan if skipped else 2.0, "loss_ce": 2.0}, 4.0, 0.25, skipped)
 
 
@@ -133,7 +132,7 @@ def test_runs_to_the_last_step_on_the_micro_batches_of_each_step(build):
 def test_a_resumed_run_makes_only_the_steps_that_are_left(build):
     training = build(state=TrainingState(step=8, scheduled_steps=7, skipped_steps=1), scores=[0.5])
     training(range(100))
-    assert [step for step, _ in training._train_step.calls] == [8, 9]
+    assert [step for step, _ in training._train_step.calls] == [8, 9] and training._train_step.schedule == [7, 8]
     assert training.state == TrainingState(step=10, scheduled_steps=9, skipped_steps=1)
 
 
@@ -185,6 +184,7 @@ def test_skipped_steps_are_counted_and_reported_and_do_not_move_the_schedule(bui
     training = build(skip=(1, 2, 4, 6, 7), scores=[0.5])
     training(range(100))
     assert training.state == TrainingState(step=10, scheduled_steps=5, skipped_steps=5)
+    assert training._train_step.schedule == [0, 1, 1, 1, 2, 2, 3, 3, 3, 4]
     assert len(training.tracker.rows) == 10
     assert training.tracker.warnings[1] == (
         "step 3 skipped in both engines: loss nan, gradient norm 4 (2 skipped so far)"
