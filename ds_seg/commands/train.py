@@ -167,17 +167,7 @@ def train(run: RunConfig) -> None:
 def _open_tracker(run: RunConfig, step: int, val_set: Any) -> Iterator[Tracker]:
     from ds_seg.tracking.tracker import build_tracker
 
-    tracker = build_tracker(
-        run.work_dir,
-        is_main=distributed.is_main(),
-        total_steps=run.schedule.max_steps,
-        log_interval=run.log_interval_steps,
-        wandb_settings=run.wandb,
-        resume_step=step,
-        run_config={"name": run.name, "config": run.mmseg.to_dict(), "deepspeed": run.deepspeed},
-        class_names=val_set.CLASSES,
-        palette=val_set.PALETTE,
-    )
+    tracker = build_tracker(run, step, val_set.CLASSES, val_set.PALETTE)
     status = "failed"
     try:
         yield tracker

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from ds_seg.config.hooks import WandbSettings
+from ds_seg import distributed
+from ds_seg.config import RunConfig
 from ds_seg.evaluation.pictures import Palette, Picture, draw_comparison, save_picture
 from ds_seg.tracking.console import Console
 from ds_seg.tracking.lost_records import LostRecords
 from ds_seg.tracking.metrics_log import MetricsLog
-from ds_seg.tracking.wandb_run import WandbRun, start_wandb
+from ds_seg.tracking.wandb_run import start_wandb
 
 
 class Tracker:
@@ -55,40 +55,24 @@ class Tracker:
 
 
 class MainTracker(Tracker):
-    """The main rank's tracker; it owns what it is built from.
+    """The main rank's tracker.
 
     Args:
-        work_dir: Folder of the run; pictures go to its `predictions`.
-        metrics: Receives every row.
-        console: Shows every row.
-        wandb_run: None where wandb is off.
-        log_interval: Steps between rows that are recorded, besides the first and the last.
-        total_steps: Last step of the run.
+        run: Whose work dir gets the records.
+        resume_step: Step that the run goes on from; 0 for a fresh one.
         class_names: In the order of the class ids.
         palette: RGB colour of each class.
     """
 
-    def __init__(
-        self,
-        work_dir: Path,
-        metrics: MetricsLog,
-        console: Console,
-        wandb_run: WandbRun | None,
-        *,
-        log_interval: int,
-        total_steps: int,
-        class_names: Sequence[str],
-        palette: Palette,
-    ) -> None:
-        self._work_dir = work_dir
-        self._metrics = metrics
-        self._console = console
-        self._wandb = wandb_run
-        self._log_interval = log_interval
-        self._total_steps = total_steps
-        self._class_names = class_names
-        self._palette = palette
+    def __init__(self, run: RunConfig, resume_step: int, class_names: Sequence[str], palette: Palette) -> None:
+        self._run, self._class_names, self._palette = run, class_names, palette
+        self._console = console = Console(run.schedule.max_steps, resume_step)
+        self._metrics = MetricsLog(run.work_dir / "metrics.jsonl", resume_step)
         self._lost = LostRecords(console.warn)
+        shown = {"name": run.name, "config": run.mmseg.to_dict(), "deepspeed": run.deepspeed}
+        self._wandb = start_wandb(
+            run.work_dir, run.wandb, shown, resumed=resume_step > 0, info=console.info, warn=console.warn
+        )
 
     def info(self, text: str) -> None:
         """Print a message."""
@@ -99,9 +83,9 @@ class MainTracker(Tracker):
         self._console.warn(text)
 
     def log_step(self, row: Mapping[str, Any], note: str = "") -> None:
-        """Record a step if it is the first, the last or one of every `log_interval`."""
+        """Record a step if it is the first, the last or one of every `log_config.interval`."""
         step = row["step"]
-        if step % self._log_interval and step not in (1, self._total_steps):
+        if step % self._run.log_interval_steps and step not in (1, self._run.schedule.max_steps):
             return
         self._append(row)
         self._console.log_step(row, note)
@@ -119,7 +103,7 @@ class MainTracker(Tracker):
         """Write `predictions/<name>.png` comparisons and send the pictures to wandb."""
         for name, image_HW3, prediction_HW, label_HW in pictures:
             comparison_HW3 = draw_comparison(image_HW3, prediction_HW, label_HW, self._palette, self._class_names)
-            path = self._work_dir / "predictions" / f"{name}.png"
+            path = self._run.work_dir / "predictions" / f"{name}.png"
             self._lost.attempt("pictures", functools.partial(save_picture, comparison_HW3, path))
         if self._wandb is not None:
             self._wandb.log_pictures(step, pictures, self._class_names, self._palette)
@@ -149,45 +133,6 @@ class MainTracker(Tracker):
             self._wandb.finish(status)
 
 
-def build_tracker(
-    work_dir: Path,
-    *,
-    is_main: bool,
-    total_steps: int,
-    log_interval: int,
-    wandb_settings: WandbSettings,
-    resume_step: int,
-    run_config: Mapping[str, Any],
-    class_names: Sequence[str],
-    palette: Palette,
-) -> Tracker:
-    """Build the tracker of this rank.
-
-    Args:
-        work_dir: Folder of the run.
-        is_main: Whether this is global rank 0; the others get a tracker that does nothing.
-        total_steps: Last step of the run.
-        log_interval: Steps between recorded rows, at least 1.
-        wandb_settings: See there.
-        resume_step: Step that the run resumes from; 0 for a fresh one.
-        run_config: Shown in wandb.
-        class_names: In the order of the class ids.
-        palette: RGB colour of each class.
-    """
-    if not is_main:
-        return Tracker()
-    console = Console(total_steps, resume_step)
-    metrics = MetricsLog(work_dir / "metrics.jsonl", resume_step)
-    wandb_run = start_wandb(
-        work_dir, wandb_settings, run_config, resumed=resume_step > 0, info=console.info, warn=console.warn
-    )
-    return MainTracker(
-        work_dir,
-        metrics,
-        console,
-        wandb_run,
-        log_interval=log_interval,
-        total_steps=total_steps,
-        class_names=class_names,
-        palette=palette,
-    )
+def build_tracker(run: RunConfig, resume_step: int, class_names: Sequence[str], palette: Palette) -> Tracker:
+    """The tracker of this rank: `MainTracker` on global rank 0, one that does nothing elsewhere."""
+    return MainTracker(run, resume_step, class_names, palette) if distributed.is_main() else Tracker()

@@ -19,7 +19,6 @@ from ds_seg import distributed
 from ds_seg.checkpoint import TrainingState, checkpoint_name, list_checkpoints, resume_training
 from ds_seg.checkpoint.store import HEADS_FILE
 from ds_seg.config import RunConfig
-from ds_seg.config.hooks import WandbSettings
 from ds_seg.data.left_out import find_batch
 from ds_seg.data.training_batches import MicroBatch
 from ds_seg.engine.ema import WeightAverages
@@ -71,10 +70,7 @@ def train(
     engines = start(run)
     ema = WeightAverages(engines, run.ema)
     state = resume_training(resume, engines, run, ema) if resume else TrainingState()
-    tracker = build_tracker(
-        run.work_dir, is_main=distributed.is_main(), total_steps=STEPS, log_interval=1, resume_step=state.step,
-        wandb_settings=WandbSettings(enabled=False), run_config={}, class_names=(), palette=(),
-    )  # fmt: skip
+    tracker = build_tracker(run, state.step, class_names=(), palette=())
     result = SimpleNamespace(
         mIoU=0.5, metrics=lambda: {"eval/mIoU": 0.5}, table=lambda: "", describe_fault=lambda: None
     )

@@ -88,9 +88,8 @@ def check_kernels() -> dict:
         x_BND = torch.randn(1, tokens, 128 * heads).bfloat16().requires_grad_()
     run = build_run(BF16, 1)
     train_step = TwoEngineStep(start(run), run)
-    train_step(
-        0, make_micro_batches(BF16, 0), scheduled_steps=0
-    )  # DeepSpeed makes the optimizer's state in its first step
+    # DeepSpeed makes the optimizer's state in its first step
+    train_step(0, make_micro_batches(BF16, 0), scheduled_steps=0)
     return {
         "attention": list_operators(lambda: attention(x_BND).sum().backward()),
         "norm": list_operators(lambda: norm(x_BND).sum().backward()),

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from disks import fill, read_only, small_disk
+from ds_seg import distributed
 from ds_seg.config.hooks import WandbSettings
 from ds_seg.evaluation.pictures import load_rgb
 from ds_seg.tracking.metrics_log import read_metrics
 from ds_seg.tracking.tracker import build_tracker
 
+from mmcv import Config  # isort: skip
 
-def build(work_dir, *, is_main=True, resume_step=0, log_interval=5):
-    return build_tracker(
-        work_dir,
-        is_main=is_main,
-        total_steps=12,
-        log_interval=log_interval,
-        wandb_settings=WandbSettings(enabled=False),
-        resume_step=resume_step,
-        run_config={},
-        class_names=("road", "sky"),
-        palette=[[200, 0, 0], [0, 200, 0]],
+
+def build(work_dir, *, resume_step=0, log_interval=5):
+    run = SimpleNamespace(
+        name="tiny",
+        work_dir=work_dir,
+        mmseg=Config(),
+        deepspeed={},
+        schedule=SimpleNamespace(max_steps=12),
+        log_interval_steps=log_interval,
+        wandb=WandbSettings(enabled=False),
     )
+    return build_tracker(run, resume_step, ("road", "sky"), [[200, 0, 0], [0, 200, 0]])
 
 
 def test_the_first_the_last_and_every_fifth_step_are_recorded(tmp_path, capsys):
@@ -104,8 +108,9 @@ def test_a_read_only_predictions_folder_costs_the_pictures(tmp_path, capsys):
     assert "warning: pictures can't be written ([Errno 30] Read-only file system" in capsys.readouterr().out
 
 
-def test_other_ranks_do_nothing(tmp_path, capsys):
-    tracker = build(tmp_path / "work", is_main=False)
+def test_other_ranks_do_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    tracker = build(tmp_path / "work")
     tracker.info("hello")
     tracker.warn("careful")
     tracker.log_step({"step": 1})
