@@ -108,19 +108,19 @@ class SegmentationHeads(Float32Module):
             entries = head.forward_train(features, metas, labels_B1HW, self.train_cfg)  # type: ignore[operator]
             return {name: _compute_scalar(value) for name, value in entries.items()}
 
-    def logits(self, features: Sequence[Tensor], metas: Metas = ()) -> Tensor:
+    def logits(self, features: Sequence[Tensor]) -> Tensor:
         """Compute the decode head's prediction.
 
         Args:
             features: the backbone's maps, each (B, channels, h, w) of any float dtype.
-            metas: MMSegmentation's image metas, for heads that ask for them.
 
         Returns:
             (B, K, h, w) FP32 logits at the head's own resolution.
         """
         with without_autocast(features[0].device):
             features = [feature.float() for feature in features]
-            return self.decode_head.forward_test(features, metas, self.test_cfg)  # type: ignore[operator]
+            # no image metas: no head of MMSegmentation looks at them
+            return self.decode_head.forward_test(features, (), self.test_cfg)  # type: ignore[operator]
 
     def predict(self, features: Sequence[Tensor], size_HW: Sequence[int]) -> Tensor:
         """Compute the decode head's prediction at the resolution of the images.

@@ -40,10 +40,8 @@ def load_backbone_weights(
     path: str | Path,
     *,
     expected_missing: Sequence[str] = (),
-    expected_unexpected: Sequence[str] = (),
     used_elsewhere: Collection[str] = (),
     log: Log = print,
-    progress: bool = True,
 ) -> WeightReport:
     """Load a weight file of any known dialect into a backbone.
 
@@ -57,11 +55,8 @@ def load_backbone_weights(
         path: a weight file, or a HuggingFace folder or index (see `WeightFiles`).
         expected_missing: fnmatch patterns of parameters that may be absent from the file. The layers of
             `with_fpn` always may, if the file has none of them.
-        expected_unexpected: fnmatch patterns of names in the file that may stay unused, beside those that
-            each dialect is known for and a final norm that the backbone was built without.
         used_elsewhere: names in the file that are no concern of the backbone and of its report.
         log: gets the report as text, on global rank 0.
-        progress: whether global rank 0 shows a bar.
 
     Returns:
         What was matched, resized, ignored and left at its initial value, and how fast it was read.
@@ -77,7 +72,7 @@ def load_backbone_weights(
         if partitioned and not distributed.is_main():
             return None
         opened.append(WeightFiles(Path(path)))
-        return _plan(backbone, opened[0], expected_missing, expected_unexpected, used_elsewhere)
+        return _plan(backbone, opened[0], expected_missing, used_elsewhere)
 
     # one broadcast or one gather: a rank never learns of a bad file while others already wait for a parameter
     own_plan = distributed.agree(make_plan)
@@ -85,8 +80,7 @@ def load_backbone_weights(
     assert plan is not None
     started = time.perf_counter()
     files = opened[0] if opened else None
-    show = progress and distributed.is_main()
-    not_finite = stream_weights(backbone, plan.writes, files, partitioned=partitioned, progress=show)
+    not_finite = stream_weights(backbone, plan.writes, files, partitioned=partitioned, progress=distributed.is_main())
     distributed.agree(lambda: validate_finite(path, not_finite))
     report = dataclasses.replace(plan.report, seconds=time.perf_counter() - started)
     if distributed.is_main():
@@ -133,7 +127,6 @@ def _plan(
     backbone: nn.Module,
     files: WeightFiles,
     expected_missing: Sequence[str],
-    expected_unexpected: Sequence[str],
     used_elsewhere: Collection[str],
 ) -> _Plan:
     named = dict(backbone.named_parameters())
@@ -148,7 +141,7 @@ def _plan(
     ignored = sorted(translation.leftovers + unused)
     missing = [name for name in wanted if name not in sources]
     faults = _find_wrong_shapes(wanted, got, sources) + _find_integers(sources, files)
-    faults += _find_unexplained(translation, ignored, missing, wanted, expected_missing, expected_unexpected)
+    faults += _find_unexplained(translation, ignored, missing, wanted, expected_missing)
     if faults:
         where = f"Weight file {files.path} ({translation.dialect.title})"
         faults = _find_differences(wanted, got) + faults
@@ -231,14 +224,12 @@ def _find_unexplained(
     missing: Sequence[str],
     wanted: Shapes,
     expected_missing: Sequence[str],
-    expected_unexpected: Sequence[str],
 ) -> list[str]:
     missing_patterns = list(expected_missing)
     if not any(fnmatchcase(name, pattern) for name in translation.sources for pattern in PYRAMID):
         missing_patterns += PYRAMID
-    unused_patterns = list(expected_unexpected)
-    if not any(name.startswith("norm.") for name in wanted):
-        unused_patterns += ["norm.*", "layernorm.*"]
+    # a final norm that the backbone was built without
+    unused_patterns = () if any(name.startswith("norm.") for name in wanted) else ("norm.*", "layernorm.*")
     absent = [name for name in missing if not any(fnmatchcase(name, pattern) for pattern in missing_patterns)]
     unknown = [name for name in ignored if not translation.is_expected_leftover(name, unused_patterns)]
     remedy = "check depth, qkv_bias, qk_normalization, init_values and output_norm in model.backbone"

@@ -11,6 +11,7 @@ from ds_seg.models.weight_resize import PATCH_METHOD, POSITION_METHOD
 from ds_seg.models.weight_stream import Write
 
 Sides = tuple[int, int]
+_KINDS_AT_MOST = 8
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,12 @@ class WeightReport:
         return format_rows(rows)
 
 
-def summarise_names(names: Iterable[str], limit: int = 8) -> str:
-    """Say which tensors are meant, in one line: layer numbers are folded, long lists cut.
-
-    Args:
-        names: tensor names.
-        limit: folded names to show.
-    """
+def summarise_names(names: Iterable[str]) -> str:
+    """Say which tensors are meant, in one line: layer numbers are folded, long lists cut."""
     folded = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "N", name) for name in names)
     shown = [f"{name} (x{count})" if count > 1 else name for name, count in folded.items()]
-    rest = f", and {len(shown) - limit} more kinds" if len(shown) > limit else ""
-    return ", ".join(shown[:limit]) + rest if shown else "none"
+    rest = f", and {len(shown) - _KINDS_AT_MOST} more kinds" if len(shown) > _KINDS_AT_MOST else ""
+    return ", ".join(shown[:_KINDS_AT_MOST]) + rest if shown else "none"
 
 
 def format_rows(rows: Iterable[tuple[str, str]]) -> str:
