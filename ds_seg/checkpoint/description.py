@@ -20,7 +20,7 @@ from ds_seg.checkpoint.training_state import read_state
 from ds_seg.config import RunConfig
 from ds_seg.config.data_section import evaluation_role
 from ds_seg.config.head_fields import predicting_head
-from ds_seg.data.head_fit import find_misfits
+from ds_seg.data.head_fit import find_wrong_counts
 from ds_seg.data.images import ArrayPipeline, inference_section, open_images
 from ds_seg.errors import ConfigError, WeightsError
 from ds_seg.models.weight_files import WeightFiles, is_weight_path
@@ -86,8 +86,7 @@ def describe_model_of(run: RunConfig) -> ModelDescription:
     """
     dataset = open_images(run.data, [])
     section, field = inference_section(run.data), f"data.{evaluation_role(run.data)}"
-    misfits = find_misfits(*predicting_head(run.model), field, dataset)
-    if misfits:
+    if misfits := list(find_wrong_counts(*predicting_head(run.model), field, dataset)):
         raise ConfigError("\n".join(misfits))
     ArrayPipeline(section["pipeline"])
     model = {key: value for key, value in run.model.items() if key != "train_cfg"}

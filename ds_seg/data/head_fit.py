@@ -27,7 +27,7 @@ def find_misfits(head_field: str, head: Mapping[str, Any], field: str, dataset: 
     """
     num_classes, ignored = int(head.get("num_classes", 0)), head.get("ignore_index", 255)
     return [
-        *_find_wrong_counts(head_field, num_classes, field, dataset),
+        *find_wrong_counts(head_field, head, field, dataset),
         *_find_wrong_ignored_ids(head_field, ignored, field, dataset),
         *_find_wrong_padding(num_classes, ignored, field, dataset),
     ]
@@ -51,8 +51,9 @@ def find_class_name_faults(datasets: Mapping[str, Any]) -> dict[str, str]:
     return faults
 
 
-def _find_wrong_counts(head_field: str, num_classes: int, field: str, dataset: Any) -> Iterator[str]:
-    names, palette = dataset.CLASSES, dataset.PALETTE
+def find_wrong_counts(head_field: str, head: Mapping[str, Any], field: str, dataset: Any) -> Iterator[str]:
+    """What of `find_misfits` matters without annotations too: the numbers of classes and colours."""
+    num_classes, names, palette = int(head.get("num_classes", 0)), dataset.CLASSES, dataset.PALETTE
     if len(names) != num_classes:
         yield (
             f"{head_field}.num_classes is {num_classes}, but {field} ({type(dataset).__name__}) has {len(names)} "

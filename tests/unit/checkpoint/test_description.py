@@ -58,6 +58,11 @@ def test_a_value_that_no_file_can_hold(value):
         describe_model_of(run)
 
 
+def test_an_ignored_id_of_ones_own_is_no_concern_of_a_model():
+    described = describe_model_of(make_run(**{"model.decode_head.ignore_index": 7}))
+    assert described.model["decode_head"]["ignore_index"] == 7
+
+
 def test_a_head_with_another_number_of_classes_than_the_dataset():
     with pytest.raises(ConfigError, match=r"model\.decode_head\.num_classes is 5, but data\.test .* has 6 classes"):
         describe_model_of(make_run(**{"model.decode_head.num_classes": 5}))
