@@ -63,6 +63,7 @@ def resolve_trained(options: RunOptions, checkpoint: str, *, with_engines: bool 
         CheckpointError: there is no such checkpoint, or it is damaged.
         WeightsError: the weight file can't be read.
     """
+    options = dataclasses.replace(options, training=False)
     run = build_run_config(options, distributed.world_size(), with_engines=with_engines)
     weights = distributed.agree(lambda: resolve_weights(checkpoint))
     if options.deepspeed_config is not None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ds_seg.config.batches import Batches
 from ds_seg.config.faults import Faults, suggest
 from ds_seg.config.files import CONFIGS_ROOT
 from ds_seg.errors import ConfigError
@@ -25,6 +26,8 @@ _KNOWN_KEYS = frozenset(
     seq_parallel_communication_data_type gradient_clipping optimizer scheduler fp16 amp timers
     """.split()
 )
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+"""What the run decides of a step's crops."""
 _SECTIONS_BY_MODEL = {
     "DeepSpeedZeroConfig": "zero_optimization",
     "DeepSpeedBF16Config": "bf16",
@@ -76,20 +79,13 @@ def _refuse_duplicates(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, An
 
 
 def resolve_deepspeed(
-    given: Mapping[str, Any],
-    *,
-    micro_batch: int,
-    accumulation_steps: int,
-    world_size: int,
-    compiled: bool,
-    faults: Faults,
+    given: Mapping[str, Any], batches: Batches, *, world_size: int, compiled: bool, faults: Faults
 ) -> dict[str, Any]:
     """The JSON as DeepSpeed gets it: `auto` filled in, everything that ds_seg owns set or refused.
 
     Args:
         given: the parsed file.
-        micro_batch: crops a process handles at once (`data.samples_per_gpu`).
-        accumulation_steps: micro-batches a step.
+        batches: what one process does in a step.
         world_size: number of processes.
         compiled: whether blocks go through torch.compile.
         faults: gets a message for each contradiction.
@@ -99,11 +95,9 @@ def resolve_deepspeed(
     _check_owned_by_run(given, faults)
     _check_zero(given.get("zero_optimization"), faults)
     _check_sums(given.get("data_types"), faults)
-    batch = {
-        "train_batch_size": micro_batch * accumulation_steps * world_size,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation_steps,
-    }
+    micro_batch, accumulation_steps = batches.micro_batch, batches.accumulation_steps
+    sizes = (micro_batch * accumulation_steps * world_size, micro_batch, accumulation_steps)
+    batch = dict(zip(BATCH_KEYS, sizes, strict=True))
     for key, wanted in batch.items():
         got = given.get(key, "auto")
         if got not in ("auto", wanted):

@@ -13,7 +13,13 @@ import ds_seg.openmmlab  # noqa: F401
 from ds_seg.config import notes
 from ds_seg.config.batches import resolve_batches
 from ds_seg.config.data_section import find_crop_size, validate_data
-from ds_seg.config.deepspeed_json import load_deepspeed_json, resolve_deepspeed, uses_bf16, validate_by_deepspeed
+from ds_seg.config.deepspeed_json import (
+    BATCH_KEYS,
+    load_deepspeed_json,
+    resolve_deepspeed,
+    uses_bf16,
+    validate_by_deepspeed,
+)
 from ds_seg.config.dialect import choose_deepspeed_json, find_ignored
 from ds_seg.config.faults import Faults
 from ds_seg.config.files import read_config_file, resolve_config_path
@@ -43,6 +49,8 @@ class RunOptions:
     compile: bool = False
     global_batch: int | None = None
     """Crops a step, whatever the config says: those of the checkpoint to resume from."""
+    training: bool = True
+    """Whether the run makes steps; without them any number of processes may share it."""
     max_time: str | None = None
     watchdog_timeout_s: float | None = None
     cfg_options: Mapping[str, Any] = field(default_factory=dict)
@@ -153,6 +161,9 @@ def build_run_config(options: RunOptions, world_size: int, *, with_engines: bool
     validate_data(config.data, config.model.backbone.get("patch_size", 14), faults)
     deepspeed_path, ignored_json = choose_deepspeed_json(options.deepspeed_config, config, faults)
     asked = load_deepspeed_json(deepspeed_path)
+    if not options.training:
+        config.global_batch = None
+        asked = {key: value for key, value in asked.items() if key not in BATCH_KEYS}
     run = _read_run(options, path.stem, config, asked, ignored_json, world_size=world_size, faults=faults)
     faults.raise_if_any()
     if with_engines:
@@ -177,14 +188,7 @@ def _read_run(
     log_interval_steps, wandb, ignored_loggers = read_log_config(config.get("log_config"), faults)
     ema, ignored_hooks = read_custom_hooks(config.get("custom_hooks"), faults)
     switches = _read_switches(config, faults)
-    deepspeed = resolve_deepspeed(
-        asked,
-        micro_batch=batches.micro_batch,
-        accumulation_steps=batches.accumulation_steps,
-        world_size=world_size,
-        compiled=switches["compile"],
-        faults=faults,
-    )
+    deepspeed = resolve_deepspeed(asked, batches, world_size=world_size, compiled=switches["compile"], faults=faults)
     auto_sizes = find_auto_sizes(deepspeed.get("zero_optimization"), faults)
     ignored = find_ignored(dict(config.items())) | ignored_json | ignored_loggers | ignored_hooks
     optimizer = read_optimizer(config.optimizer, int(config.model.backbone.get("depth", 48)), faults)

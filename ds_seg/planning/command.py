@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from ds_seg.config import RunConfig, ScheduleSettings
+from ds_seg.config.deepspeed_json import BATCH_KEYS
 from ds_seg.planning.candidates import Candidate
 
 _DEFAULTS = ("steps_per_print", "timers")
-_OF_THE_RUN = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 def build_deepspeed_json(candidate: Candidate) -> dict[str, Any]:
     """The DeepSpeed config with numbers for all sizes; those of the batch come from the run."""
     resolved = {key: value for key, value in candidate.deepspeed.items() if key not in _DEFAULTS}
-    return {**resolved, **dict.fromkeys(_OF_THE_RUN, "auto")}
+    return {**resolved, **dict.fromkeys(BATCH_KEYS, "auto")}
 
 
 def build_train_arguments(run: RunConfig, config: str, cfg_options: Sequence[str], candidate: Candidate) -> list[str]:

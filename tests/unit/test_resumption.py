@@ -1,13 +1,15 @@
 """What a checkpoint decides of a run: the size of a step, and what its backbone computes in."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from ds_seg import distributed
 from ds_seg.checkpoint.store import HEADS_FILE
 from ds_seg.config import CONFIGS_ROOT, RunOptions
-from ds_seg.errors import CheckpointError
+from ds_seg.errors import CheckpointError, ConfigError
 from ds_seg.resumption import resolve_run, resolve_trained
 from saved import STATE, make_checkpoint
 from tiny_export import describe, export
@@ -48,6 +50,17 @@ def test_a_deepspeed_json_on_the_command_line_decides(tmp_path, given):
     source = save(tmp_path, 5)
     run, _ = resolve_trained(RunOptions("demo", deepspeed_config=given), str(source))
     assert run.bf16 == (given == BF16)
+
+
+def test_any_number_of_processes_uses_a_trained_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({**json.loads(Path(BF16).read_text()), "train_batch_size": 8}))
+    options = RunOptions("demo", deepspeed_config=str(path), cfg_options={"optimizer_config.cumulative_iters": 2})
+    with pytest.raises(ConfigError, match=r"(?s)global_batch: got 8, which 3 processes .*train_batch_size: got 8"):
+        resolve_run(options)
+    run, _ = resolve_trained(options, str(save(tmp_path, 5)))
+    assert run.world_size == 3
 
 
 def test_a_file_that_does_not_tell_leaves_it_to_the_config(tmp_path):
