@@ -38,10 +38,9 @@ class PredictingEvaluator:
 
         def keep(prediction: Prediction, label_HW: np.ndarray) -> None:
             if distributed.is_main() and prediction.index in self.indices:
-                content = load_image_file(self.evaluator.dataset, prediction.index)
-                image_HW3 = decode_rgb(content, prediction.meta["filename"])
-                name = name_picture(prediction.meta["ori_filename"])
-                pictures.append((name, image_HW3, prediction.labels_HW, label_HW))
+                name, content = load_image_file(self.evaluator.dataset, prediction.index)
+                image_HW3 = decode_rgb(content, name)
+                pictures.append((name_picture(name), image_HW3, prediction.labels_HW, label_HW))
 
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             result = self.evaluator(self.engines, keep)

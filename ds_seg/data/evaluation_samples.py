@@ -20,6 +20,9 @@ from ds_seg.data.pair_files import read_image_size
 from ds_seg.data.samples import load_or_error, sample_error, unwrap
 from ds_seg.errors import ConfigError, DataError
 
+_OF_EACH_VIEW = ("img_shape", "ori_shape")
+_OF_SEVERAL_VIEWS = ("flip", "flip_direction")
+
 
 @dataclass(frozen=True)
 class EvaluationSample:
@@ -43,7 +46,7 @@ def load_evaluation_samples(dataset: Any, indices: Sequence[int], *, num_workers
 
     Raises:
         DataError: from the iterator: a sample fails.
-        ConfigError: from the iterator: the pipeline does not collect img.
+        ConfigError: from the iterator: the pipeline does not collect img, or not what is needed of it.
     """
     batches = ([index] for index in indices)
     return load_ahead(_TestViews(dataset), batches, _first, num_workers=num_workers)
@@ -82,23 +85,35 @@ def load_ground_truth(dataset: Any, index: int) -> np.ndarray:
     return label_HW
 
 
-def load_image_file(dataset: Any, index: int) -> bytes:
-    """The content of a sample's image file, from wherever the dataset reads it."""
+def load_image_file(dataset: Any, index: int) -> tuple[str, bytes]:
+    """The name of a sample's image file in its folder, and its content from wherever the dataset reads it."""
     leaf, inner = resolve_sample(dataset, index)
-    return bytes(leaf.file_client.get(sample_paths(leaf, inner)[0]))
+    return leaf.img_infos[inner]["filename"], bytes(leaf.file_client.get(sample_paths(leaf, inner)[0]))
 
 
-def make_evaluation_sample(index: int, sample: Mapping[str, Any]) -> EvaluationSample:
+def make_evaluation_sample(index: int, sample: Any) -> EvaluationSample:
     """The views that a test pipeline has put into `img` and `img_metas`.
 
     Args:
         index: Of the image.
         sample: What the pipeline returned; lists where it makes several views.
+
+    Raises:
+        ConfigError: there is no image in it, or not what brings scores back to the image's own size.
     """
+    if not isinstance(sample, Mapping) or not {"img", "img_metas"} <= set(sample):
+        raise ConfigError("the test pipeline does not collect an image. End it with Collect(keys=['img']).")
     images, metas = sample["img"], sample["img_metas"]
     if not isinstance(images, list):
         images, metas = [images], [metas]
     views = [(unwrap(image)[None].float(), unwrap(meta)) for image, meta in zip(images, metas, strict=True)]
+    needed = _OF_EACH_VIEW if len(views) == 1 else (*_OF_EACH_VIEW, *_OF_SEVERAL_VIEWS)
+    lacking = [key for key in needed if any(key not in meta for _, meta in views)]
+    if lacking:
+        raise ConfigError(
+            f"the test pipeline does not collect {' and '.join(lacking)} of its images. Leave meta_keys out of its "
+            "Collect step, or name them there too."
+        )
     return EvaluationSample(index, views)
 
 
@@ -111,11 +126,10 @@ class _TestViews(Dataset):
     def __getitem__(self, index: int) -> EvaluationSample | DataError | ConfigError:
         with seeded_noise(0, index):  # a test pipeline may flip at random
             sample = load_or_error(self.dataset, index)
-        if isinstance(sample, DataError):
-            return sample
-        if not isinstance(sample, Mapping) or not {"img", "img_metas"} <= set(sample):
-            return ConfigError("the test pipeline does not collect an image. End it with Collect(keys=['img']).")
-        return make_evaluation_sample(index, sample)
+        try:
+            return sample if isinstance(sample, DataError) else make_evaluation_sample(index, sample)
+        except ConfigError as error:
+            return error
 
 
 def _first(items: list[Any]) -> Any:

@@ -18,7 +18,10 @@ from mmcv.fileio import BaseStorageBackend, FileClient  # isort: skip
 
 VAULT = {"backend": "vault"}
 TEST_CFG = {"mode": "slide", "crop_size": (28, 28), "stride": (14, 14)}
-SCALED = [{"type": "ImageToTensor", "keys": ["img"]}, {"type": "Collect", "keys": ["img"], "meta_keys": ("ori_shape",)}]
+SCALED = [
+    {"type": "ImageToTensor", "keys": ["img"]},
+    {"type": "Collect", "keys": ["img"], "meta_keys": ("ori_shape", "img_shape")},
+]
 
 
 @FileClient.register_backend("vault", force=True)
@@ -71,12 +74,10 @@ def build(tmp_path):
 
 def test_pictures_are_read_from_where_the_dataset_reads_its_images(build):
     dataset, logged = build(), []
-    name = dataset.img_infos[1]["filename"]
-    meta = {"filename": f"{dataset.img_dir}/{name}", "ori_filename": name}
     labels_HW = np.zeros((28, 42), np.uint8)
 
     def evaluate(_engines, on_prediction):
-        on_prediction(Prediction(1, labels_HW, meta), labels_HW)
+        on_prediction(Prediction(1, labels_HW, {}), labels_HW)
         return "result"
 
     evaluate.dataset = dataset

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,23 @@ def test_test_pipeline_without_augmentation_has_one_view(make_cfg: MakeCfg) -> N
     pipeline = [
         {"type": "LoadImageFromFile"},
         {"type": "ImageToTensor", "keys": ["img"]},
-        {"type": "Collect", "keys": ["img"], "meta_keys": ("ori_shape",)},
+        {"type": "Collect", "keys": ["img"], "meta_keys": ("ori_shape", "img_shape")},
     ]
     (sample,) = load_evaluation_samples(build_dataset(make_cfg(pipeline=pipeline), role="test"), [1], num_workers=0)
     ((image_13HW, meta),) = sample.views
     assert (image_13HW.shape, image_13HW.dtype) == ((1, 3, 44, 60), torch.float32)
-    assert meta == {"ori_shape": (44, 60, 3)}
+    assert meta == dict.fromkeys(("ori_shape", "img_shape"), (44, 60, 3))
+
+
+def test_what_scores_need_must_be_collected(make_cfg: MakeCfg) -> None:
+    def load(keys: tuple[str, ...]) -> None:
+        cfg = copy.deepcopy(make_cfg("test"))
+        cfg["pipeline"][1]["transforms"][-1]["meta_keys"] = keys
+        list(load_evaluation_samples(build_dataset(cfg, role="test"), [0], num_workers=0))
+
+    with pytest.raises(ConfigError, match=r"does not collect img_shape and flip_direction of its images\. Leave meta_"):
+        load(("ori_shape", "flip"))
+    load(("ori_shape", "img_shape", "flip", "flip_direction"))
 
 
 def test_what_a_test_pipeline_draws_follows_from_the_image_alone(make_cfg: MakeCfg) -> None:
@@ -48,7 +60,7 @@ def test_what_a_test_pipeline_draws_follows_from_the_image_alone(make_cfg: MakeC
         {"type": "LoadImageFromFile"},
         {"type": "RandomFlip", "prob": 0.5},
         {"type": "DefaultFormatBundle"},
-        {"type": "Collect", "keys": ["img"], "meta_keys": ("flip",)},
+        {"type": "Collect", "keys": ["img"], "meta_keys": ("ori_shape", "img_shape", "flip")},
     ]
     dataset = build_dataset(make_cfg(pipeline=pipeline), role="test")
     orders = ([0, 1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0])
