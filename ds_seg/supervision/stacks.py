@@ -38,6 +38,8 @@ def describe_main_thread() -> tuple[str, bool]:
     """
     frames = sys._current_frames()
     frame = frames.pop(threading.main_thread().ident or 0, None)
+    # this function's own frame has `frames`: in a cycle all of them would live on, with the tensors of a step in them
+    frames.pop(threading.get_ident(), None)
     waiting = False
     if frame is not None and frame.f_code.co_name == _BACKWARD and distributed.device().type == "cuda":
         frame = next((other for other in frames.values() if not _is_of_python(other)), frame)
