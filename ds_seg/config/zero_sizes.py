@@ -21,6 +21,8 @@ DEFAULT_LIVE_BYTES = 2e9
 _LARGEST_BUCKET = 200_000_000
 _LARGEST_SUB_GROUP = 100_000_000
 _BLOCKS_A_BUCKET = 3
+_REST = 1.05
+"""What is no matrix of a block adds a few percent: biases, norms, embeddings."""
 _BLOCKS_IN_USE = 3
 """One that is computed, one that is fetched for it, one whose release is under way."""
 
@@ -32,9 +34,9 @@ def count_block(backbone: Mapping[str, Any]) -> int:
 
 
 def count_backbone(backbone: Mapping[str, Any]) -> int:
-    """Parameters of the backbone, rounded up by a few percent for all that is no matrix of a block."""
+    """Parameters of the backbone, rounded up."""
     pyramid = 12 * int(backbone.get("embed_dim", 3200)) ** 2 if backbone.get("with_fpn") else 0
-    return int(1.05 * (int(backbone.get("depth", 48)) * count_block(backbone) + pyramid))
+    return int(_REST * (int(backbone.get("depth", 48)) * count_block(backbone) + pyramid))
 
 
 def compute_zero_sizes(backbone: Mapping[str, Any], live_bytes: float, parameter_bytes: int) -> dict[str, int]:
@@ -58,7 +60,7 @@ def compute_zero_sizes(backbone: Mapping[str, Any], live_bytes: float, parameter
     block, everything = count_block(backbone), count_backbone(backbone)
     if backbone.get("freeze_vit") and not backbone.get("unfreeze_pos_embed"):
         live_bytes = 0.0
-    live = min(max(int(live_bytes / parameter_bytes) - block, _BLOCKS_IN_USE * block), everything)
+    live = min(max(int(live_bytes / parameter_bytes - _REST * block), _BLOCKS_IN_USE * block), everything)
     return {
         "reduce_bucket_size": min(_BLOCKS_A_BUCKET * block, _LARGEST_BUCKET),
         "sub_group_size": min(block, _LARGEST_SUB_GROUP),

@@ -7,6 +7,8 @@ import pytest
 from ds_seg.config import RunOptions, build_run_config
 from ds_seg.config.zero_sizes import ZERO_SIZES, compute_zero_sizes, count_backbone
 from ds_seg.errors import ConfigError
+from ds_seg.planning.communication import count_live_parameters
+from ds_seg.planning.model_size import measure_model
 
 SIX_B = {"embed_dim": 3200, "depth": 48, "mlp_ratio": 4}
 DINOV2S = {"embed_dim": 384, "depth": 12, "mlp_ratio": 4}
@@ -41,7 +43,17 @@ def test_with_none_to_spare_a_few_blocks_are_whole():
 def test_what_there_is_to_spare_is_used():
     tight, roomy = (compute_zero_sizes(SIX_B, live, 2) for live in (2e9, 6e9))
     kept = (roomy["stage3_max_reuse_distance"] - tight["stage3_max_reuse_distance"]) / 2
-    assert kept == 2e9 and roomy["stage3_max_live_parameters"] == 3 * 10**9 - 122_880_000  # a block on its way
+    assert kept == 2e9 and roomy["stage3_max_live_parameters"] == 3 * 10**9 - 129_024_000  # a block on its way
+
+
+@pytest.mark.parametrize("config", ["internvit6b_224_full_linear_ade20k", "camvid_dinov2s_full", "demo"])
+def test_what_is_whole_takes_no_more_than_there_is_to_spare(config):
+    run = build_run_config(RunOptions(config), 1)
+    size = measure_model(run.model)
+    for share in (0.7, 0.8, 0.9):
+        live_bytes = share * 2 * size.backbone
+        zero = compute_zero_sizes(run.model.backbone, live_bytes, 2)
+        assert 0.95 * live_bytes < 2 * count_live_parameters(size, zero, 8) <= live_bytes
 
 
 def test_nothing_of_a_frozen_trunk_is_kept():
@@ -63,7 +75,7 @@ def test_numbers_that_a_user_wrote_stay(tmp_path):
     run = build_run_config(write(tmp_path, reduce_bucket_size=123, stage3_max_live_parameters="auto"), 8)
     zero = run.deepspeed["zero_optimization"]
     assert run.auto_sizes == ("stage3_max_live_parameters",)
-    assert zero["reduce_bucket_size"] == 123 and zero["stage3_max_live_parameters"] == 10**9 - 122_880_000
+    assert zero["reduce_bucket_size"] == 123 and zero["stage3_max_live_parameters"] == 10**9 - 129_024_000
     assert "stage3_prefetch_bucket_size" not in zero
 
 

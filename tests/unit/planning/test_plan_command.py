@@ -213,8 +213,14 @@ def test_more_memory_never_makes_a_plan_slower(planner):
     assert times == sorted(times, reverse=True)
 
 
+@pytest.mark.parametrize(("gpus", "gib"), [(8, 20.0), (8, 24.0), (4, 32.0), (2, 60.0)])
+def test_parameters_that_stay_whole_push_nothing_off_the_gpus(planner, gpus, gib):
+    chosen = planner.recommend(Hardware(gpus, 1, gib))
+    assert chosen.states.offloaded == 0 and gib - 4 < chosen.gpu_gib < 0.95 * gib
+
+
 def test_a_command_with_an_offloaded_optimizer_names_its_threads(ds_seg_plan):
-    _, out = ds_seg_plan("--gpus", 2, "--gpu-memory", 60)
+    _, out = ds_seg_plan("--gpus", 2, "--gpu-memory", 40)
     assert re.search(r"optimizer \d+% in host memory", out)
     assert "export OMP_NUM_THREADS first, a node's cores over its 2 processes" in out
     _, resident = ds_seg_plan("--gpus", 8, "--gpu-memory", 80, "--force")
