@@ -2,7 +2,7 @@
 # segmentation/README.md). Source: OpenGVLab/InternVL
 # segmentation/configs/intern_vit_6b/linear_probing/linear_intern_vit_6b_504_80k_ade20k_bs16_lr4e-5_frozen.py. Not run
 # here.
-# Plan: 8 GPUs of 80 GiB, 5 GiB used on each, 2.1 hours (ds-seg plan; predicted).
+# Plan: 8 GPUs of 80 GiB, 5 GiB used on each, 1.4 hours (ds-seg plan; predicted).
 _base_ = ["../models/internvit6b_224.py", "../datasets/ade20k_504.py", "../schedules/probe_80k.py"]
 model = dict(backbone=dict(freeze_vit=True, drop_path_rate=0.0, out_indices=[44]))
 load_from = "pretrained/intern_vit_6b_224px.pth"

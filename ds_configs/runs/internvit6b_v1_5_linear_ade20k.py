@@ -1,7 +1,7 @@
 # Linear probe of the frozen InternViT-6B-448px-V1-5 on ADE20K. Published: 40.9 mIoU (InternVL 2.5 report, arXiv
 # 2412.05271, section 7.2). Source: OpenGVLab/InternVL-MMDetSeg
 # mmsegmentation/configs/intern_vit_6b_448px_v1_5/linear_probing. Not run here.
-# Plan: 8 GPUs of 80 GiB, 5 GiB used on each, 2.0 hours (ds-seg plan; predicted).
+# Plan: 8 GPUs of 80 GiB, 5 GiB used on each, 1.4 hours (ds-seg plan; predicted).
 _base_ = ["../models/internvit6b_448.py", "../datasets/ade20k_504.py", "../schedules/probe_80k.py"]
 model = dict(backbone=dict(freeze_vit=True, drop_path_rate=0.0))
 load_from = "pretrained/intern_vit_6b_448px_v1_5.pth"

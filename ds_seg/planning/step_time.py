@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ds_seg.planning.communication import compute_head_traffic_s, compute_traffic
-from ds_seg.planning.hardware import Hardware
+from ds_seg.planning.hardware import FORWARD_MS, Hardware
 from ds_seg.planning.memory import States
 from ds_seg.planning.model_size import ModelSize
 from ds_seg.planning.step_costs import StepCost
@@ -87,9 +87,9 @@ def _compute_device_s(cost: StepCost, hardware: Hardware) -> float:
 
 
 def _compute_host_s(size: ModelSize, cost: StepCost) -> float:
-    """Of one micro-batch; a forward pass alone takes a third."""
-    passes = 1.0 if size.used_again == size.backbone else 1 / 3
-    return passes * size.depth * cost.host_ms_a_block / 1e3
+    """Of one micro-batch."""
+    block_ms = cost.host_ms_a_block if size.used_again == size.backbone else FORWARD_MS
+    return size.depth * block_ms / 1e3
 
 
 def _compute_optimizer_s(size: ModelSize, states: States, hardware: Hardware) -> float:

@@ -311,8 +311,9 @@ def test_a_checkpoint_has_weights_masters_and_moments():
 def test_python_takes_its_time_for_every_block_and_micro_batch():
     time = compute_step_time(SIZE, COST, STATES, hardware(1), 16)
     assert time.host_s == pytest.approx(16 * 48 * 2e-3) and time.total_s == time.compute_s + time.optimizer_s
-    frozen = replace(SIZE, used_again=10**8)
-    assert compute_step_time(frozen, COST, STATES, hardware(1), 16).host_s == pytest.approx(time.host_s / 3)
+    frozen, blockwise = replace(SIZE, used_again=10**8), replace(COST, host_ms_a_block=6.0)
+    forward_s = 16 * 48 * 4e-3 / 3
+    assert compute_step_time(frozen, blockwise, STATES, hardware(1), 16).host_s == pytest.approx(forward_s)
     bound = compute_step_time(SIZE, replace(COST, backbone_flops=1e9), STATES, hardware(1), 16)
     assert bound.total_s == pytest.approx(bound.host_s + bound.optimizer_s) and bound.bound.startswith("Python")
     on_cpu = compute_step_time(SIZE, COST, STATES, hardware(1, launches_ahead=False), 16)
