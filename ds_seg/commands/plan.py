@@ -229,6 +229,8 @@ def _read_worlds(args: argparse.Namespace) -> list[int]:
         return sorted({int(part) for part in parts})
     if args.gpus:
         return [args.gpus]
+    if args.nodes:
+        raise UserError("--nodes: of how many GPUs in all? Add --gpus, or leave --nodes out.")
     import torch
 
     return [torch.cuda.device_count()] if torch.cuda.is_available() else list(_WORLDS_WITHOUT_GPUS)

@@ -172,6 +172,7 @@ def test_a_row_of_a_sweep_is_the_plan_of_that_world_on_nodes_of_eight(planner):
         (("--sweep", "8,64", "--gpus", "8"), "--gpus: a sweep is over its own numbers of GPUs"),
         (("--sweep", "8,64", "--out", "x.json"), "--out: a sweep is over its own numbers of GPUs"),
         (("--gpus", "8", "--chart", "x.png"), "--chart: only a --sweep is drawn"),
+        (("--nodes", "3"), "--nodes: of how many GPUs in all"),
         (("--gpus", "8", "--nodes", "3"), "--nodes: 8 GPUs can't be spread evenly over 3 nodes"),
         (("--out", "x.json"), "--out: one file for plans of 3 numbers of GPUs"),
     ],
