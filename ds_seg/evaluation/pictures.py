@@ -77,7 +77,8 @@ def draw_comparison(
     shown = [prediction_HW] if label_HW is None else [prediction_HW, label_HW]
     present = [int(i) for i in np.unique(np.concatenate([ids.ravel() for ids in shown])) if i < len(class_names)]
     canvas_width = len(panels) * (width + _GAP_PX) + _GAP_PX
-    legend = _place_legend([class_names[i] for i in present], canvas_width)
+    names = [_name_legend(i, class_names[i]) for i in present]
+    legend = _place_legend(names, canvas_width)
     legend_rows = legend[-1][1] + 1 if legend else 0
     canvas_height = _TITLE_PX + height + _GAP_PX + legend_rows * _LEGEND_ROW_PX + _GAP_PX
     canvas = Image.new("RGB", (canvas_width, canvas_height), _BACKGROUND)
@@ -86,10 +87,10 @@ def draw_comparison(
         left = _GAP_PX + column * (width + _GAP_PX)
         pen.text((left, _TITLE_PX / 2), title, fill=_INK, font=_font(), anchor="lm")
         canvas.paste(Image.fromarray(panel_HW3).resize((width, height), Image.Resampling.BILINEAR), (left, _TITLE_PX))
-    for class_id, (x, row) in zip(present, legend, strict=True):
+    for class_id, name, (x, row) in zip(present, names, legend, strict=True):
         y = _TITLE_PX + height + _GAP_PX + row * _LEGEND_ROW_PX
         pen.rounded_rectangle((x, y + 4, x + 16, y + 20), radius=3, fill=tuple(palette[class_id]), outline=_INK)
-        pen.text((x + 23, y + 12), class_names[class_id], fill=_INK, font=_font(), anchor="lm")
+        pen.text((x + 23, y + 12), name, fill=_INK, font=_font(), anchor="lm")
     return np.asarray(canvas)
 
 
@@ -188,10 +189,26 @@ def _find_borders(labels_HW: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_find_font(), size=14)
+
+
+def _find_font() -> str:
     """Matplotlib's, because Pillow's own has no letter beyond ASCII."""
     import matplotlib
 
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size=14)
+    return str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
+
+
+@functools.cache
+def _find_letters() -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(_find_font()).get_charmap())
+
+
+def _name_legend(class_id: int, name: str) -> str:
+    """The name of a class, or its id where the font lacks a letter of it, such as a Chinese one."""
+    return name if _find_letters().issuperset(map(ord, name)) else f"class {class_id}"
 
 
 def _place_legend(names: list[str], width_px: int) -> list[tuple[int, int]]:

@@ -54,6 +54,14 @@ def test_letters_with_accents_have_a_shape_of_their_own():
     assert len(legends) == 6
 
 
+def test_a_class_whose_letters_the_font_lacks_is_named_by_its_id():
+    ids = np.full((4, 4), 1, np.uint8)
+    chinese, number = (
+        draw_comparison(np.zeros((4, 4, 3), np.uint8), ids, None, PALETTE, ["a", name]) for name in ("左边", "class 1")
+    )
+    assert (chinese == number).all()
+
+
 def test_a_long_legend_wraps():
     count = 60
     labels = np.arange(100 * 320).reshape(100, 320) % count
