@@ -228,12 +228,18 @@ class TrainingLoop:
         self.tracker.log_evaluation(self.state.step, result.metrics(), result.table())
         if fault := result.describe_fault():
             self.tracker.warn(fault)
-        best = -1.0 if self.state.best_mIoU is None else self.state.best_mIoU
-        improved = self.run.evaluation.save_best and result.mIoU > best
-        if improved:
-            self.state.best_mIoU = result.mIoU
-            self.state.best_checkpoint = checkpoint_name(self.state.step)
-        return improved
+        return self._is_best(result)
+
+    def _is_best(self, result: EvaluationResult) -> bool:
+        state, metric = self.state, self.run.evaluation.save_best
+        if metric is None:
+            return False
+        score: float = getattr(result, metric)
+        best = -1.0 if state.best_score is None or state.best_metric != metric else state.best_score
+        if score > best:
+            state.best_metric, state.best_score = metric, score
+            state.best_checkpoint = checkpoint_name(state.step)
+        return score > best
 
     def _save(self) -> Path:
         if self._saved is None or self._saved_state != self.state:

@@ -114,7 +114,7 @@ def open_work_dir(run: RunConfig, state: TrainingState, resume_from: Path | None
 
     own, best_is_there = _on_main(run.work_dir, prepare)
     if not best_is_there:
-        state.best_checkpoint = state.best_mIoU = None
+        state.best_checkpoint = state.best_score = state.best_metric = None
     return own
 
 

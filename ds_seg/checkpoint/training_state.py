@@ -44,7 +44,9 @@ class TrainingState:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     """Of them, those since the last one that was not skipped."""
-    best_mIoU: float | None = None
+    best_score: float | None = None
+    best_metric: str | None = None
+    """Which score that is."""
     best_checkpoint: str | None = None
     evaluation_due: bool = False
     """Whether the evaluation after this step is still to be made."""

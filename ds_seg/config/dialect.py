@@ -28,7 +28,7 @@ _NO_MEANING = {
     "checkpoint_config.sync_buffer": "BatchNorm's statistics are the same on all ranks",
     "evaluation.pre_eval": "images are always compared one by one, in int64",
     "evaluation.gpu_collect": "ranks exchange their confusion matrices, and nothing else",
-    "evaluation.rule": "a higher mIoU is better",
+    "evaluation.rule": "a higher score is better",
     "evaluation.efficient_test": "images are always compared one by one, in int64",
     "evaluation.tmpdir": "ranks exchange their confusion matrices, and nothing else",
     "evaluation.broadcast_bn_buffer": "BatchNorm's statistics are the same on all ranks",

@@ -11,6 +11,8 @@ from ds_seg.config.faults import Faults, list_fields
 
 KEPT_CHECKPOINTS = 2
 """Where checkpoint_config.max_keep_ckpts is not set."""
+SCORES = ("mIoU", "mAcc", "mDice", "aAcc")
+"""Means that every evaluation computes."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class EvaluationSettings:
     interval_steps: int
     window_batch: int
     """Windows of an image that are computed at a time."""
-    save_best: bool
-    """Whether the checkpoint with the highest mIoU is kept beside the newest."""
+    save_best: str | None
+    """The score whose highest checkpoint is kept beside the newest, one of SCORES."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ def read_evaluation(given: Any, max_steps: int, faults: Faults) -> EvaluationSet
     section = faults.section("evaluation", given, known)
     _refuse_epochs("evaluation", section, faults)
     save_best = section.get("save_best")
-    if save_best not in (None, False, "mIoU", "auto"):
-        faults.add("evaluation.save_best", f"got {save_best!r}, want 'mIoU' or None.")
+    if save_best not in (None, False, "auto", *SCORES):
+        faults.add("evaluation.save_best", f"got {save_best!r}, want one of {', '.join(SCORES)}, or None.")
     if any(metric not in ("mIoU", "mDice") for _, metric in list_fields("", section.get("metric"))):
         faults.add(
             "evaluation.metric",
@@ -54,7 +56,7 @@ def read_evaluation(given: Any, max_steps: int, faults: Faults) -> EvaluationSet
     return EvaluationSettings(
         interval_steps=faults.integer("evaluation.interval", section, max_steps, minimum=1),
         window_batch=faults.integer("evaluation.window_batch", section, 1, minimum=1),
-        save_best=bool(save_best),
+        save_best="mIoU" if save_best == "auto" else save_best or None,
     )
 
 

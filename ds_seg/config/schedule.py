@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import ds_seg.openmmlab  # noqa: F401
-from ds_seg.config.faults import Faults
+from ds_seg.config.faults import Faults, suggest
 
 from mmcv.runner.hooks import HOOKS, lr_updater  # isort: skip
 
@@ -99,7 +99,8 @@ def _read_hook(given: Any, lr: float, faults: Faults) -> dict[str, Any]:
     if name is None:
         faults.add(
             "lr_config.policy",
-            f"got {policy!r}, want one of {', '.join(POLICIES)}, or lr_config=None for a constant rate.",
+            f"got {policy!r}, want one of {', '.join(POLICIES)}, or lr_config=None for a constant rate."
+            f"{suggest(str(policy), POLICIES)}",
         )
         return {}
     hook = getattr(lr_updater, f"{name[0].upper()}{name[1:]}LrUpdaterHook")

@@ -11,6 +11,7 @@ import numpy as np
 from prettytable import PrettyTable
 
 from ds_seg import distributed
+from ds_seg.config.intervals import SCORES
 from ds_seg.data.evaluation_samples import EvaluationSample
 from ds_seg.errors import DsSegError
 from ds_seg.evaluation.confusion import ConfusionMatrix
@@ -69,8 +70,8 @@ class EvaluationResult:
         classes.align["class"] = "l"
         for name, iou, acc in zip(self.class_names, self.confusion.iou, self.confusion.acc, strict=True):
             classes.add_row([name, _percent(iou), _percent(acc)])
-        summary = PrettyTable(["images", "mIoU", "mAcc", "mDice", "aAcc"], align="r")
-        summary.add_row([self.images, *map(_percent, (self.mIoU, self.mAcc, self.mDice, self.aAcc))])
+        summary = PrettyTable(["images", *SCORES], align="r")
+        summary.add_row([self.images, *(_percent(getattr(self, name)) for name in SCORES)])
         return f"{classes}\n{summary}"
 
     def describe_fault(self) -> str | None:
@@ -84,7 +85,7 @@ class EvaluationResult:
 
     def metrics(self) -> dict[str, float | None]:
         """The means as `eval/mIoU` and so on, and `eval/IoU/<class>`, 0..1; None for NaN, so that it is JSON."""
-        values = {f"eval/{name}": getattr(self, name) for name in ("mIoU", "mAcc", "mDice", "aAcc")}
+        values = {f"eval/{name}": getattr(self, name) for name in SCORES}
         values.update({f"eval/IoU/{name}": value for name, value in self.iou.items()})
         return {name: None if math.isnan(value) else value for name, value in values.items()}
 

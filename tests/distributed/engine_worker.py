@@ -331,7 +331,7 @@ def check_resume() -> dict:
         run = make_run("bf16", OUT / f"{kind}_world{world()}", **options)
         engines, train_step = start(run)
         train(train_step, range(1))
-        state = TrainingState(step=2, scheduled_steps=1, skipped_steps=1, best_mIoU=0.5, best_checkpoint="step_000001")
+        state = TrainingState(step=2, scheduled_steps=1, skipped_steps=1, best_score=0.5, best_checkpoint="step_000001")
         folder = save_checkpoint(engines, run, state)
         saved = digest(engines)
         save_tensors(kind, collect_weights(engines))

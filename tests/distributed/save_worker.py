@@ -154,7 +154,7 @@ def check_amendment() -> dict:
     with held_back(distributed.rank() == 1) as gate:
         folder = saver.save(TrainingState(step=1, evaluation_due=True))
         threading.Timer(0.5, gate.set).start()
-        scored = TrainingState(step=1, best_mIoU=0.5, best_checkpoint="step_000001")
+        scored = TrainingState(step=1, best_score=0.5, best_checkpoint="step_000001")
         report: dict = {"amended": saver.amend(scored), "names": names(run)}
     verify_files(folder, distributed.rank(), 2)
     again, _ = start(run)

@@ -67,9 +67,7 @@ def no_stop(monkeypatch):
 def build(tmp_path, monkeypatch):
     """Builds a loop on fakes: `loop.saved` holds the saved states, `loop.events` what the saver was asked."""
 
-    def build(
-        state=None, scores=(), skip=(), saved_in=None, eval_every=100, save_every=100, save_best=False, **changes
-    ):
+    def build(state=None, scores=(), skip=(), saved_in=None, eval_every=100, save_every=100, save_best=None, **changes):
         values = dict(max_steps=10, max_skipped_steps=3, max_bad_samples=0, accumulation_steps=2, global_batch=8)
         values |= dict(work_dir=tmp_path, log_interval_steps=10, workers=2) | changes
         run = SimpleNamespace(
@@ -107,7 +105,9 @@ def build(tmp_path, monkeypatch):
 
         def evaluate(_step):
             score = next(remaining)
-            result = SimpleNamespace(mIoU=score, metrics=lambda: {"eval/mIoU": score}, table=lambda: "table")
+            result = SimpleNamespace(
+                mIoU=score, mDice=1 - score, metrics=lambda: {"eval/mIoU": score}, table=lambda: "table"
+            )
             result.describe_fault = lambda: None if score else "the network's scores are not finite"
             return result
 
@@ -157,20 +157,27 @@ def test_evaluations_and_checkpoints_come_at_their_intervals_and_at_the_end(buil
 
 
 def test_the_best_evaluation_is_saved_and_remembered(build):
-    training = build(eval_every=2, save_best=True, scores=[0.0, 0.0, 0.3, 0.2, 0.3])
+    training = build(eval_every=2, save_best="mIoU", scores=[0.0, 0.0, 0.3, 0.2, 0.3])
     training(range(100))
     # 2 is the first, 6 the best; 4 and 10 are only as good as the best before them, and 10 is saved as the last
-    assert [(state.step, state.best_mIoU, state.best_checkpoint) for state in training.saved] == [
+    assert [(state.step, state.best_score, state.best_checkpoint) for state in training.saved] == [
         (2, 0.0, "step_000002"),
         (6, 0.3, "step_000006"),
         (10, 0.3, "step_000006"),
     ]
 
 
+def test_the_best_is_by_the_score_that_the_config_names(build):
+    state = TrainingState(best_score=0.9, best_metric="mIoU", best_checkpoint="step_000000")
+    training = build(state=state, eval_every=5, save_best="mDice", scores=[0.6, 0.7])
+    training(range(100))
+    assert (state.best_score, state.best_metric, state.best_checkpoint) == (0.4, "mDice", "step_000005")
+
+
 def test_without_save_best_no_score_is_remembered(build):
     training = build(eval_every=5, scores=[0.3, 0.4])
     training(range(100))
-    assert [(state.step, state.best_mIoU, state.best_checkpoint) for state in training.saved] == [(10, None, None)]
+    assert [(state.step, state.best_score, state.best_checkpoint) for state in training.saved] == [(10, None, None)]
 
 
 def test_an_evaluation_of_what_is_no_number_is_warned_of(build):
@@ -311,27 +318,29 @@ def test_an_evaluation_that_is_stopped_is_made_first_thing_after_the_resume(buil
         raise stop.StopRequested
         yield
 
-    stopped = build(eval_every=3, scores=scores(), save_best=True)
+    stopped = build(eval_every=3, scores=scores(), save_best="mIoU")
     stopped(range(100))
-    assert [(state.step, state.evaluation_due, state.best_mIoU) for state in stopped.saved] == [
+    assert [(state.step, state.evaluation_due, state.best_score) for state in stopped.saved] == [
         (3, False, 0.2),
         (6, True, 0.2),
     ]
-    resumed = build(state=stopped.saved[-1], eval_every=3, scores=[0.3, 0.1, 0.4], save_best=True)
+    resumed = build(state=stopped.saved[-1], eval_every=3, scores=[0.3, 0.1, 0.4], save_best="mIoU")
     resumed(range(100))
     assert [step for step, _, _ in resumed.tracker.evaluations] == [6, 9, 10]
     assert [row["step"] for row in resumed.tracker.rows] == [7, 8, 9, 10]
-    assert [(state.step, state.evaluation_due, state.best_mIoU) for state in resumed.saved] == [
+    assert [(state.step, state.evaluation_due, state.best_score) for state in resumed.saved] == [
         (6, False, 0.3),
         (10, True, 0.3),
     ]
-    assert [(state.step, state.evaluation_due, state.best_mIoU) for state in resumed.amended] == [(10, False, 0.4)]
+    assert [(state.step, state.evaluation_due, state.best_score) for state in resumed.amended] == [(10, False, 0.4)]
 
 
 @pytest.mark.parametrize("max_steps", [6, 5])
 def test_a_run_that_is_resumed_at_its_end_is_evaluated_for_its_summary_and_not_saved_anew(build, tmp_path, max_steps):
-    state = TrainingState(step=6, scheduled_steps=6, best_mIoU=0.5, best_checkpoint="step_000006")
-    training = build(max_steps=max_steps, state=state, scores=[0.5], save_best=True, saved_in=tmp_path / "step_000006")
+    state = TrainingState(step=6, scheduled_steps=6, best_score=0.5, best_metric="mIoU", best_checkpoint="step_000006")
+    training = build(
+        max_steps=max_steps, state=state, scores=[0.5], save_best="mIoU", saved_in=tmp_path / "step_000006"
+    )
     record = training(iter(()))
     assert record.evaluation.mIoU == 0.5 and record.stopped is None and record.step_times_s == []
     assert training.tracker.rewound == [(6, False)]  # its row of the first time

@@ -128,9 +128,9 @@ def test_resume_auto_tells_that_it_starts_anew_and_of_what_was_set_aside(tmp_pat
 def test_a_resumed_run_keeps_everything_in_place(tmp_path):
     folder = make_checkpoint(tmp_path, 5)
     assert workdir.find_resume_point(run_in(tmp_path, resume="auto")) == folder
-    state = TrainingState(step=5, best_mIoU=0.5, best_checkpoint="step_000005")
+    state = TrainingState(step=5, best_score=0.5, best_checkpoint="step_000005")
     assert workdir.open_work_dir(run_in(tmp_path, resume="auto"), state, folder) == folder
-    assert state == TrainingState(step=5, best_mIoU=0.5, best_checkpoint="step_000005")
+    assert state == TrainingState(step=5, best_score=0.5, best_checkpoint="step_000005")
     assert folder.is_dir() and not (tmp_path / "earlier-1").exists()
 
 
@@ -165,7 +165,9 @@ def test_a_run_that_goes_on_from_elsewhere_is_not_mixed_with_what_lies_in_its_wo
     run = run_in(mine, resume="linked" if "linked" in place else str(elsewhere))
     resume_from = workdir.find_resume_point(run)
     assert resume_from.samefile(elsewhere) and len(list_checkpoints(mine)) == 1  # a start may still fail
-    state = TrainingState(step=10, scheduled_steps=10, best_mIoU=0.7, best_checkpoint="step_000005")
+    state = TrainingState(
+        step=10, scheduled_steps=10, best_score=0.7, best_metric="mIoU", best_checkpoint="step_000005"
+    )
     assert workdir.open_work_dir(run, state, resume_from) is None
     assert state == TrainingState(step=10, scheduled_steps=10)
     assert list_checkpoints(mine) == [] and elsewhere.is_dir()
@@ -179,7 +181,7 @@ def test_a_run_that_goes_on_from_elsewhere_is_not_mixed_with_what_lies_in_its_wo
 
 def test_a_best_checkpoint_that_was_removed_since_is_forgotten(tmp_path):
     folder = make_checkpoint(tmp_path, 10)
-    state = TrainingState(step=10, best_mIoU=0.7, best_checkpoint="step_000005")
+    state = TrainingState(step=10, best_score=0.7, best_metric="mIoU", best_checkpoint="step_000005")
     assert workdir.open_work_dir(run_in(tmp_path), state, folder) == folder
     assert state == TrainingState(step=10)
 

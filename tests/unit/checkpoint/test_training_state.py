@@ -69,7 +69,7 @@ def test_a_checkpoint_from_before_averages_has_none(tmp_path):
 
 
 def test_state_survives_its_file_form():
-    state = TrainingState(step=7, scheduled_steps=5, skipped_steps=2, best_mIoU=0.25, best_checkpoint="step_000004")
+    state = TrainingState(step=7, scheduled_steps=5, skipped_steps=2, best_score=0.25, best_checkpoint="step_000004")
     assert TrainingState(**asdict(state)) == state
 
 
@@ -108,7 +108,7 @@ def test_a_state_comes_back_from_its_file_with_what_was_left_out_and_replaced():
     )
     assert TrainingState(**json.loads(json.dumps(asdict(state)))) == state
     assert state.left_out == [(4, 5), (6, 7)]
-    assert TrainingState(step=3, scheduled_steps=3, skipped_steps=0, best_mIoU=None).left_out == []  # an older file
+    assert TrainingState(step=3, scheduled_steps=3, skipped_steps=0, best_score=None).left_out == []  # an older file
 
 
 def test_another_number_of_training_images_is_refused():

@@ -28,7 +28,7 @@ def test_a_config_of_each_folder_is_read_as_it_is(path, monkeypatch):
     run = build(path)
     assert run.deepspeed["zero_optimization"]["stage"] == 3 and run.bf16
     assert (run.micro_batch, run.global_batch, run.schedule.max_steps) == (2, 4, 2)
-    assert run.load_from == "./pretrained/tiny.pth" and run.evaluation.save_best and run.resume is None
+    assert run.load_from == "./pretrained/tiny.pth" and run.evaluation.save_best == "mIoU" and run.resume is None
     assert run.optimizer.layer_decay_rate == (1.0 if "frozen" in path.stem else 0.95)
     assert run.optimizer.weight_decay == (0.0 if "linear_probing" in str(path) else 0.05)
 

@@ -121,6 +121,7 @@ def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
         (["optimizer_config.type=DistOptimizerHook"], r"optimizer_config\.type: got 'DistOptimizerHook'"),
         (["optimizer_config.cumulative_iters=3"], r"cumulative_iters: got 3, but global_batch makes it"),
         (["lr_config.policy=stairs"], r"lr_config\.policy: got 'stairs', want one of poly, "),
+        (["lr_config.policy=cosine"], r"lr_config\.policy: got 'cosine', .* Did you mean 'CosineAnnealing'\?"),
         (["lr_config.by_epoch=True"], r"lr_config\.by_epoch: got True"),
         (["lr_config.warmup=slow"], r"lr_config\.warmup: got 'slow'"),
         (
@@ -134,7 +135,7 @@ def test_the_global_batch_of_a_checkpoint_comes_before_the_configs():
             ["evaluation.metric=[mIoU,mFscore]"],
             r"evaluation\.metric: got \['mIoU', 'mFscore'\], want 'mIoU' or 'mDice' .*; mDice is the F-score of beta 1",
         ),
-        (["evaluation.save_best=loss"], r"evaluation\.save_best: got 'loss'"),
+        (["evaluation.save_best=loss"], r"evaluation\.save_best: got 'loss', want one of mIoU, mAcc, mDice, aAcc, or"),
         (["evaluation.by_epoch=True"], r"evaluation\.by_epoch: got True"),
         (
             ["global_batch=15"],
