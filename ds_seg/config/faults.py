@@ -19,8 +19,8 @@ OF_A_BASE = "What comes from _base_ goes with _delete_=True in your own file's s
 def suggest(name: str, known: Iterable[str]) -> str:
     """A hint like ` Did you mean 'optimizer'?`, or an empty string where nothing is close or begins so."""
     names, given = {one.lower(): one for one in known}, name.lower()
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
-    close += [one for one in names if len(given) > 2 and one.startswith(given)]
+    close = [one for one in names if len(given) > 2 and one.startswith(given)]
+    close += difflib.get_close_matches(given, names, n=1, cutoff=0.6)
     return f" Did you mean '{names[close[0]]}'?" if close else ""
 
 
