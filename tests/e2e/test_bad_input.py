@@ -114,6 +114,17 @@ def test_what_an_evaluation_can_not_use_is_found_before_the_first_step(cli, tiny
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_windows_that_cover_no_image_are_found_before_weights_are_read(
+    cli, trained, tiny_config, scenes, tmp_path, command
+):
+    slide = ("model.test_cfg.mode=slide", "model.test_cfg.crop_size=[56,56]", "model.test_cfg.stride=[70,56]")
+    images = [scenes / "images" / "validation", "--out", tmp_path / "out"] if command == "predict" else []
+    done = cli(command, tiny_config, trained, *images, "--cfg-options", *slide)
+    assert_refused(done, "crop_size (56, 56) with stride (70, 56) can't cover an image")
+    assert "loaded" not in done.stdout
+
+
 def test_a_mistake_is_said_once_by_two_processes(cli, own_scenes, tiny_config, tmp_path):
     write_wrong_id(own_scenes)
     assert_refused(cli("train", tiny_config, processes=2), "scene_00003.png")
