@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -118,10 +119,10 @@ class WeightFiles:
             self._opened = _SafetensorsFile(file) if file.suffix == ".safetensors" else _TorchFile(file)
         except _UNREADABLE as error:
             _refuse_pointer(file)
+            _refuse_object(file, error)
             raise WeightsError(
                 f"Weight file {file} can't be read ({type(error).__name__}: {str(error).partition('. ')[0]}). "
-                "It is damaged, cut short, not a weight file, or holds more than tensors: download or copy it again "
-                "and compare sizes, or save its state dict alone."
+                "It is damaged, cut short or not a weight file: download or copy it again and compare sizes."
             ) from error
         return self._opened
 
@@ -132,6 +133,16 @@ def _refuse_pointer(file: Path) -> None:
             raise WeightsError(
                 f"Weight file {file} is a Git LFS pointer, not the weights: run `git lfs pull` where it was cloned."
             )
+
+
+def _refuse_object(file: Path, error: Exception) -> None:
+    """Of a class that torch does not unpickle unasked, which it names in its message."""
+    if found := re.search(r"GLOBAL (\S+) was not an allowed global", str(error)):
+        raise WeightsError(
+            f"Weight file {file} holds a {found[1]} beside its tensors, and objects are not read because they may run "
+            'any code. If you trust the file, save its weights alone: python -c "import torch; torch.save('
+            f"{{'state_dict': torch.load('{file}', weights_only=False)['state_dict']}}, 'weights.pth')\""
+        ) from error
 
 
 def is_weight_path(path: Path) -> bool:
