@@ -5,6 +5,7 @@
 #   NUM_GPUS=2 launch/train.sh RUN ...                              two of them (or two CPU processes without GPUs)
 #   HOSTFILE=hosts launch/train.sh RUN ...                          several machines
 #
+# Relative paths are those from the folder that holds launch/, wherever this is called.
 # A hostfile has a line `hostname slots=8` for each machine. All need this folder and its .venv at the same
 # path, the work dir on a shared file system, pdsh, and ssh from the first machine without a password.
 # MASTER_PORT (default 29500) must be free on the first host. They get this shell's PATH, LD_LIBRARY_PATH,
@@ -12,7 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ $# -eq 0 ]; then
-  sed -n '2,11p' "$0" | sed 's/^# \{0,1\}//' >&2
+  sed -n '2,12p' "$0" | sed 's/^# \{0,1\}//' >&2
   exit 2
 fi
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
