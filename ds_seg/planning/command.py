@@ -8,6 +8,7 @@ from typing import Any
 
 from ds_seg.config import RunConfig, ScheduleSettings
 from ds_seg.config.deepspeed_json import BATCH_KEYS
+from ds_seg.models.checkpointing import resolve_policy
 from ds_seg.planning.candidates import Candidate
 
 _DEFAULTS = ("steps_per_print", "timers")
@@ -41,8 +42,9 @@ def build_train_arguments(run: RunConfig, config: str, cfg_options: Sequence[str
     if batch.max_steps != schedule.max_steps:
         options["runner.max_iters"] = f"{batch.max_steps}"
         options |= _rescale_schedule(schedule, batch.max_steps)
-    if candidate.checkpointing != run.model.backbone.get("checkpointing"):
-        options |= _change_policy(run.model.backbone, candidate.checkpointing)
+    backbone = run.model.backbone
+    if candidate.checkpointing != (backbone.get("checkpointing") or resolve_policy(None, backbone.get("with_cp"))):
+        options |= _change_policy(backbone, candidate.checkpointing)
     return [config, *(["--cfg-options", *map("=".join, options.items())] if options else [])]
 
 

@@ -14,6 +14,11 @@ POLICIES = {
 }
 
 
+def plan(run, gpus, max_steps, checkpointing):
+    batch = Batch(gpus, run.micro_batch, run.accumulation_steps, max_steps)
+    return SimpleNamespace(batch=batch, checkpointing=checkpointing, states=SimpleNamespace(zero={"stage": 3}))
+
+
 @pytest.mark.parametrize(
     ("policy", "wanted"),
     [
@@ -25,10 +30,24 @@ POLICIES = {
 def test_what_is_counted_in_steps_shrinks_with_the_run(policy, wanted):
     options = {"runner.max_iters": STEPS, "lr_config": {"_delete_": True, **POLICIES[policy]}}
     run = build_run_config(RunOptions("demo", cfg_options=options), 1)
-    candidate = SimpleNamespace(
-        batch=Batch(4, run.micro_batch, run.accumulation_steps, STEPS // 4),
-        checkpointing=run.model.backbone.get("checkpointing"),
-        states=SimpleNamespace(zero={"stage": 3}),
-    )
-    arguments = build_train_arguments(run, "demo", [], candidate)
+    arguments = build_train_arguments(run, "demo", [], plan(run, 4, STEPS // 4, "none"))
     assert arguments[-len(wanted) :] == wanted and f"runner.max_iters={STEPS // 4}" in arguments
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"with_cp": True, "checkpointing": None}, []),
+        (
+            {"with_cp": False, "checkpointing": None},
+            ["model.backbone.checkpointing=block", "model.backbone.with_cp=True"],
+        ),
+        ({"checkpointing": "auto"}, ["model.backbone.checkpointing=block"]),
+        ({"checkpointing": "block"}, []),
+    ],
+)
+def test_a_policy_that_the_config_has_is_not_asked_for(given, wanted):
+    changes = {f"model.backbone.{key}": value for key, value in given.items()}
+    run = build_run_config(RunOptions("demo", cfg_options=changes), 1)
+    arguments = build_train_arguments(run, "demo", [], plan(run, 1, run.schedule.max_steps, "block"))
+    assert arguments == ["demo", *(["--cfg-options", *wanted] if wanted else [])]
