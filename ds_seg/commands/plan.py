@@ -182,15 +182,18 @@ def _describe_remedy(planner: Planner, hardware: Hardware) -> str:
     from ds_seg.planning.report import describe_choice, describe_lack
 
     closest = planner.find_closest(hardware)
+    if closest is None:
+        lack = f"On one GPU its BatchNorm needs {planner.costs.smallest_alone} crops at once, and its batch has fewer"
+        cures = "a larger batch"
+    else:
+        ways = f"{_name_gpus(hardware)} ({describe_choice(closest)})"
+        lack = f"The closest way on {ways} takes {describe_lack(closest)}"
+        cures = "larger GPUs (--gpu-memory), more host memory (--host-memory), a smaller crop or head"
     smallest = planner.find_smallest_world(hardware)
     enough = "No number of such GPUs up to 1024 suffices"
     if smallest is not None:
         enough = f"It needs at least {_name_gpus(smallest.hardware)}: {describe_choice(smallest)}"
-    return (
-        f"The closest way on {_name_gpus(hardware)} ({describe_choice(closest)}) takes {describe_lack(closest)}. "
-        f"{enough}. "
-        "Other cures: larger GPUs (--gpu-memory), more host memory (--host-memory), a smaller crop or head."
-    )
+    return f"{lack}. {enough}. Other cures: {cures}."
 
 
 def _json_path(args: argparse.Namespace, name: str, gpus: int) -> Path:

@@ -54,9 +54,9 @@ class Planner:
         fitting = [candidate for candidate in self.list_candidates(hardware) if candidate.fits]
         return min(fitting, key=_rank, default=None)
 
-    def find_closest(self, hardware: Hardware) -> Candidate:
-        """Of the ways that don't fit, the one that lacks the least."""
-        return max(self.list_candidates(hardware), key=lambda c: min(c.gpu_spare_gib, c.host_spare_gib))
+    def find_closest(self, hardware: Hardware) -> Candidate | None:
+        """Of the ways that don't fit, the one that lacks the least; None where a step has too few crops for any."""
+        return max(self.list_candidates(hardware), key=lambda c: min(c.gpu_spare_gib, c.host_spare_gib), default=None)
 
     def find_smallest_world(self, hardware: Hardware) -> Candidate | None:
         """The recommendation for the smallest power of two of such GPUs that any way fits on."""

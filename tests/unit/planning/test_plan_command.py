@@ -122,6 +122,24 @@ def test_a_gpu_that_nothing_fits_on_is_named(ds_seg_plan):
     assert code == 2 and "No number of such GPUs up to 1024 suffices" in message
 
 
+PSP = """
+_base_ = {base!r}
+norm = dict(type="SyncBN")
+head = dict(type="PSPHead", in_channels=192, in_index=0, channels=8, pool_scales=(1,), num_classes=6, norm_cfg=norm)
+model = dict(decode_head=dict(_delete_=True, **head))
+global_batch = 1
+"""
+
+
+def test_a_batch_that_is_too_small_for_one_gpu_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "psp.py").write_text(PSP.format(base=str(CONFIGS_ROOT / "runs" / "demo.py")))
+    with pytest.raises(
+        UserError, match=r"its BatchNorm needs 2 crops at once, .* at least 2 GPUs .* cures: a larger batch"
+    ):
+        plan.run(parse("plan", "psp.py", "--gpus", "1"))
+
+
 def test_without_gpus_three_worlds_are_planned(ds_seg_plan):
     code, out = ds_seg_plan()
     assert code == 0 and all(f"\n{count} GPU" in out for count in (1, 8, 64))
