@@ -73,7 +73,7 @@ def check_dataset(args: argparse.Namespace) -> int:
     diagnosis = diagnose(survey, datasets, config.get("model"))
     print(diagnosis.tables())
     rate = survey.pairs_read / survey.seconds
-    print(f"read {survey.pairs_read} images in {survey.seconds:.1f} s ({rate:.0f} images/s)")
+    print(f"read {count(survey.pairs_read, 'image')} in {survey.seconds:.1f} s ({rate:.0f} images/s)")
     if args.json:
         write_json_output("--json", args.json, {"config": args.config, **diagnosis.to_dict()})
     if diagnosis.warnings:

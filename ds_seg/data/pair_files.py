@@ -266,10 +266,11 @@ def _explain_channels(content: bytes, label_HWC: np.ndarray, decoder: str) -> tu
             f"stored with a palette, which imdecode_backend='{decoder}' turns into colours: give LoadAnnotations "
             "imdecode_backend='pillow', which reads the ids"
         )
-    if (label_HWC[..., :3] == label_HWC[..., :1]).all():
+    transparency = channels in (2, 4)
+    if (label_HWC[..., : channels - transparency] == label_HWC[..., :1]).all():
         return "format", (
-            f"{channels} channels of equal content, but class ids take one: save one of them, say with Pillow's "
-            "Image.open(path).getchannel(0).save(path)"
+            f"{channels} channels of equal content{' beside transparency' if transparency else ''}, but class ids take "
+            "one: save one of them, say with Pillow's Image.open(path).getchannel(0).save(path)"
         )
     colours = len(np.unique(label_HWC.reshape(-1, channels), axis=0))
     return "colours", f"{channels} channels: {colours} colours in place of class ids, which take one 8-bit channel"

@@ -161,6 +161,9 @@ def test_masks_in_colour_are_told_from_ids_in_three_channels(folder: Path) -> No
     Image.fromarray(np.repeat(colours[..., :1], 3, axis=-1)).save(path)
     (fault,) = faults_of(pair_of(folder))
     assert "3 channels of equal content, but class ids take one" in fault and "getchannel(0).save(path)" in fault
+    Image.fromarray(np.dstack([colours[..., 0], np.full((44, 60), 255, np.uint8)])).save(path)
+    (fault,) = faults_of(pair_of(folder))
+    assert "2 channels of equal content beside transparency, but class ids take one" in fault
 
 
 def test_a_palette_is_read_as_ids_by_pillow_and_as_colours_by_opencv(folder: Path) -> None:
