@@ -192,7 +192,7 @@ def _describe_remedy(planner: Planner, hardware: Hardware) -> str:
     smallest = planner.find_smallest_world(hardware)
     enough = "No number of such GPUs up to 1024 suffices"
     if smallest is not None:
-        enough = f"It needs at least {_name_gpus(smallest.hardware)}: {describe_choice(smallest)}"
+        enough = f"It fits on {_name_gpus(smallest.hardware)}: {describe_choice(smallest)}"
     return f"{lack}. {enough}. Other cures: {cures}."
 
 

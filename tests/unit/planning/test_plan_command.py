@@ -108,7 +108,7 @@ def test_files_are_not_replaced_silently(ds_seg_plan):
 def test_what_does_not_fit_is_refused_with_the_remedy(ds_seg_plan):
     code, message = ds_seg_plan("--gpus", 1, "--gpu-memory", 80, "--host-memory", 40)
     assert code == 2 and "does not fit" in message
-    assert "It needs at least 2 GPUs of 80 GiB" in message and "GiB of host memory a node, where 40 are" in message
+    assert "It fits on 2 GPUs of 80 GiB" in message and "GiB of host memory a node, where 40 are" in message
 
 
 def test_a_sweep_of_which_nothing_fits_speaks_of_the_nodes_of_its_largest_world(ds_seg_plan):
@@ -135,7 +135,7 @@ def test_a_batch_that_is_too_small_for_one_gpu_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "psp.py").write_text(PSP.format(base=str(CONFIGS_ROOT / "runs" / "demo.py")))
     with pytest.raises(
-        UserError, match=r"its BatchNorm needs 2 crops at once, .* at least 2 GPUs .* cures: a larger batch"
+        UserError, match=r"its BatchNorm needs 2 crops at once, .* fits on 2 GPUs .* cures: a larger batch"
     ):
         plan.run(parse("plan", "psp.py", "--gpus", "1"))
 
