@@ -140,27 +140,41 @@ def predict_dataset(run: RunConfig, engines: Engines, dataset: Any) -> Iterator[
     return predict_images(_own_samples(run, dataset), engines.encode_decode, settings, _track(dataset, "segmenting"))
 
 
+def try_first_images(run: RunConfig, dataset: Any, *, annotated: bool = True) -> None:
+    """Load each rank's first image, and its annotation, and cut the image into windows; a collective over all ranks.
+
+    Raises:
+        ConfigError: the pipeline makes no image of it, or model.test_cfg or in_chans does not fit what it makes.
+        DataError: it can't be loaded.
+    """
+
+    def try_first() -> None:
+        grid = Grid(run.model.test_cfg, run.patch_size)
+        for sample in load_evaluation_samples(dataset, _own_indices(dataset)[:1], num_workers=0):
+            for image_1CHW, _ in sample.views:
+                _expect_channels(run, image_1CHW.shape[1])
+                grid.windows(*image_1CHW.shape[-2:])
+            if annotated:
+                load_ground_truth(dataset, sample.index)
+
+    distributed.agree(try_first)
+
+
+def _expect_channels(run: RunConfig, found: int) -> None:
+    wanted = run.model.backbone.get("in_chans", 3)
+    if found != wanted:
+        raise ConfigError(
+            f"model.backbone.in_chans is {wanted}, but the pipeline makes images of {found} channels. Set it to "
+            f"{found}, or color_type in LoadImageFromFile ('color' makes 3, 'grayscale' 1, 'unchanged' as many as the "
+            "file has), and give Normalize as many values."
+        )
+
+
 class Evaluator:
     """Evaluates engines on one dataset, over all ranks and as often as wanted."""
 
     def __init__(self, run: RunConfig, dataset: Any, *, window_batch: int | None = None) -> None:
         self.run, self.dataset, self.window_batch = run, dataset, window_batch
-
-    def try_first_images(self) -> None:
-        """Load each rank's first image and annotation and cut the image into windows; a collective over all ranks.
-
-        Raises:
-            ConfigError: the pipeline makes no image of it, or model.test_cfg does not fit what it makes.
-            DataError: it can't be loaded.
-        """
-        distributed.agree(self._try_first_image)
-
-    def _try_first_image(self) -> None:
-        grid = Grid(self.run.model.test_cfg, self.run.patch_size)
-        for sample in load_evaluation_samples(self.dataset, _own_indices(self.dataset)[:1], num_workers=0):
-            for image_13HW, _ in sample.views:
-                grid.windows(*image_13HW.shape[-2:])
-            load_ground_truth(self.dataset, sample.index)
 
     def __call__(self, engines: Engines, on_prediction: OnPrediction | None = None) -> EvaluationResult:
         """Segment the whole dataset and compare it with its annotations; a collective over all ranks.

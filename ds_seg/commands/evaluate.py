@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from ds_seg.config.data_section import evaluation_role
     from ds_seg.data.opening import open_datasets
     from ds_seg.resumption import resolve_trained
-    from ds_seg.session import Evaluator, build_engines, enable_test_time_augmentation
+    from ds_seg.session import Evaluator, build_engines, enable_test_time_augmentation, try_first_images
     from ds_seg.tracking.files import write_json_output
 
     resume_collector()
@@ -55,9 +55,9 @@ def run(args: argparse.Namespace) -> int:
     if args.tta:
         enable_test_time_augmentation(config, role)
     (dataset,) = open_datasets(config, role)
-    evaluator = Evaluator(config, dataset, window_batch=args.window_batch)
-    evaluator.try_first_images()
-    result = evaluator(build_engines(config, training=False, weights=str(weights), log=distributed.print_on_main))
+    try_first_images(config, dataset)
+    engines = build_engines(config, training=False, weights=str(weights), log=distributed.print_on_main)
+    result = Evaluator(config, dataset, window_batch=args.window_batch)(engines)
     distributed.print_on_main(result.table())
     if fault := result.describe_fault():
         distributed.print_on_main(f"warning: {fault}")

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from ds_seg.data.images import find_images, open_images, validate_images
     from ds_seg.evaluation.pictures import draw_overlay, load_rgb, save_mask, save_picture
     from ds_seg.resumption import resolve_trained
-    from ds_seg.session import Evaluator, build_engines, predict_dataset
+    from ds_seg.session import build_engines, predict_dataset, try_first_images
 
     resume_collector()
     distributed.agree(lambda: validate_output_folder("--out", args.out))
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     results = distributed.agree(lambda: find_images(args.inputs))
     dataset = open_images(config.data, list(results))
     distributed.agree(lambda: validate_images(dataset))
-    Evaluator(config, dataset).try_first_images()
+    try_first_images(config, dataset, annotated=False)
     engines = build_engines(config, training=False, weights=str(weights), log=distributed.print_on_main)
     for prediction in predict_dataset(config, engines, dataset):
         path = dataset.paths[prediction.index]

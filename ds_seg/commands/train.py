@@ -126,7 +126,7 @@ def train(run: RunConfig) -> None:
     from ds_seg.loop import TrainingLoop
     from ds_seg.predictions import PredictingEvaluator
     from ds_seg.rollback import train_with_rollbacks
-    from ds_seg.session import Evaluator, build_engines
+    from ds_seg.session import Evaluator, build_engines, try_first_images
     from ds_seg.supervision import stop
     from ds_seg.supervision.progress import SLOW, enter_phase
     from ds_seg.supervision.signals import saving
@@ -137,8 +137,7 @@ def train(run: RunConfig) -> None:
     enter_phase("opening the datasets")
     train_set, val_set = open_datasets(run, "train", "val")
     distributed.agree(lambda: next(_build_loader(run, train_set, TrainingState(), num_workers=0)))  # as a trial
-    evaluator = Evaluator(run, val_set)
-    evaluator.try_first_images()
+    try_first_images(run, val_set)
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_work_dir(run.work_dir))
         resume_from = find_resume_point(run)
@@ -154,7 +153,7 @@ def train(run: RunConfig) -> None:
         stack.enter_context(saving())
         tracker = stack.enter_context(_open_tracker(run, state.step, val_set))
         _describe_start(run, engines, state, tracker, resume_from)
-        evaluate = PredictingEvaluator(evaluator, engines, tracker, ema)
+        evaluate = PredictingEvaluator(Evaluator(run, val_set), engines, tracker, ema)
         loop = TrainingLoop(run, engines, state, tracker, evaluate, ema, saved_in=own_checkpoint)
         record = train_with_rollbacks(loop, lambda state: _open_loader(run, train_set, state, engines, ema))
         enter_phase("writing the summary and the report", patience=SLOW)

@@ -74,6 +74,7 @@ def shrink_label(root: Path) -> None:
             ["model.decode_head.in_channels", "64", "48"],
         ),
         (damage_nothing, ["model.backbone.embed_dmi=8"], ["model.backbone", "embed_dmi"]),
+        (damage_nothing, ["model.backbone.in_chans=1"], ["in_chans is 1", "images of 3 channels", "'grayscale' 1"]),
         (damage_nothing, ["load_from=absent.pth"], ["absent.pth"]),
         (
             damage_nothing,

@@ -11,7 +11,7 @@ from ds_seg.data.build import build_dataset
 from ds_seg.errors import DataError
 from ds_seg.evaluation.lockstep import Prediction
 from ds_seg.predictions import PredictingEvaluator
-from ds_seg.session import Evaluator
+from ds_seg.session import try_first_images
 from ds_seg.tracking.tracker import Tracker
 
 from mmcv.fileio import BaseStorageBackend, FileClient  # isort: skip
@@ -90,6 +90,6 @@ def test_pictures_are_read_from_where_the_dataset_reads_its_images(build):
 
 def test_annotations_that_an_evaluation_could_not_read_are_found_before_it(build):
     run = SimpleNamespace(model=SimpleNamespace(test_cfg=TEST_CFG), patch_size=14)
-    Evaluator(run, build()).try_first_images()
+    try_first_images(run, build())
     with pytest.raises(DataError, match=r"masks/0\.png\) can be read, but its pipeline failed: FileNotFoundError"):
-        Evaluator(run, build(gt_seg_map_loader_cfg=None)).try_first_images()
+        try_first_images(run, build(gt_seg_map_loader_cfg=None))
