@@ -29,6 +29,7 @@ _GAP_PX = 10
 _TITLE_PX = 30
 _LEGEND_ROW_PX = 26
 _SMALLEST_PANEL_PX = 320
+_LARGEST_PANEL_PX = 1024
 
 
 def draw_overlay(image_HW3: np.ndarray, labels_HW: np.ndarray, palette: Palette, opacity: float = 0.55) -> np.ndarray:
@@ -66,17 +67,19 @@ def draw_comparison(
         class_names: In the order of the class ids.
 
     Returns:
-        RGB, uint8; small images are enlarged so that the text stays in proportion.
+        RGB, uint8; small images are enlarged and large ones reduced, so that the text stays in proportion.
     """
     panels = [("image", image_HW3)]
     if label_HW is not None:
         panels.append(("ground truth", draw_overlay(image_HW3, label_HW, palette, 0.75)))
     panels.append(("prediction", draw_overlay(image_HW3, prediction_HW, palette, 0.75)))
-    scale = max(1.0, _SMALLEST_PANEL_PX / image_HW3.shape[1])
-    height, width = (round(side * scale) for side in image_HW3.shape[:2])
+    sides = image_HW3.shape[:2]
+    scale = min(max(1.0, _SMALLEST_PANEL_PX / sides[1]), _LARGEST_PANEL_PX / max(sides))
+    height, width = (max(1, round(side * scale)) for side in sides)
+    column_width = max(width, _SMALLEST_PANEL_PX)
     shown = [prediction_HW] if label_HW is None else [prediction_HW, label_HW]
     present = [int(i) for i in np.unique(np.concatenate([ids.ravel() for ids in shown])) if i < len(class_names)]
-    canvas_width = len(panels) * (width + _GAP_PX) + _GAP_PX
+    canvas_width = len(panels) * (column_width + _GAP_PX) + _GAP_PX
     names = [_name_legend(i, class_names[i]) for i in present]
     legend = _place_legend(names, canvas_width)
     legend_rows = legend[-1][1] + 1 if legend else 0
@@ -84,7 +87,7 @@ def draw_comparison(
     canvas = Image.new("RGB", (canvas_width, canvas_height), _BACKGROUND)
     pen = ImageDraw.Draw(canvas)
     for column, (title, panel_HW3) in enumerate(panels):
-        left = _GAP_PX + column * (width + _GAP_PX)
+        left = _GAP_PX + column * (column_width + _GAP_PX)
         pen.text((left, _TITLE_PX / 2), title, fill=_INK, font=_font(), anchor="lm")
         canvas.paste(Image.fromarray(panel_HW3).resize((width, height), Image.Resampling.BILINEAR), (left, _TITLE_PX))
     for class_id, name, (x, row) in zip(present, names, legend, strict=True):

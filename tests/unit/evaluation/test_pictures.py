@@ -54,6 +54,15 @@ def test_letters_with_accents_have_a_shape_of_their_own():
     assert len(legends) == 6
 
 
+@pytest.mark.parametrize(
+    ("size", "panel"), [((2048, 4096), (512, 1024)), ((2000, 33), (1024, 320)), ((1, 9000), (1, 1024))]
+)
+def test_panels_of_large_images_are_reduced(size, panel):
+    picture = draw_comparison(np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8), None, PALETTE, NAMES)
+    height, width = panel
+    assert picture.shape == (30 + height + 10 + 26 + 10, 2 * (width + 10) + 10, 3)
+
+
 def test_a_class_whose_letters_the_font_lacks_is_named_by_its_id():
     ids = np.full((4, 4), 1, np.uint8)
     chinese, number = (
