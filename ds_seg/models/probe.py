@@ -153,10 +153,12 @@ def _naming(field: HeadField, features: list[Tensor], crop_size_px: tuple[int, i
         raise
     except Exception as error:  # whatever a head or loss of MMSegmentation may raise over its arguments
         shapes = ", ".join("x".join(map(str, feature.shape)) for feature in features)
+        remedy = "Correct the head, its losses, or model.train_cfg and model.test_cfg."
+        if "more than 1 value per channel" in str(error):
+            remedy = "Its BatchNorm needs more crops at once: raise data.samples_per_gpu (and global_batch)."
         raise ConfigError(
             f"{name} ({cfg['type']}) failed in a trial on random maps of the backbone's shapes ({shapes}) for crops "
-            f"of {crop_size_px[0]}x{crop_size_px[1]} px: {describe_error(error)}. Correct the head, its losses, or "
-            "model.train_cfg and model.test_cfg."
+            f"of {crop_size_px[0]}x{crop_size_px[1]} px: {describe_error(error)}. {remedy}"
         ) from error
 
 
