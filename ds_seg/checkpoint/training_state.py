@@ -117,13 +117,17 @@ def restate(folder: Path, state: TrainingState) -> str | None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The content of a checkpoint's state file; one that does not tell of averages of the weights has none.
+    """The content of a checkpoint's state file, also of one from before averages or other scores than mIoU were known.
 
     Raises:
         CheckpointError: it is missing or not the one that was saved.
     """
     verify_file(folder, STATE_FILE)
-    return {"averaged": False, **json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))}
+    content = {"averaged": False, **json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))}
+    state = content.get("state", {})
+    if "best_mIoU" in state:
+        state |= {"best_score": state.pop("best_mIoU"), "best_metric": "mIoU"}
+    return content
 
 
 def validate_same_model(

@@ -68,6 +68,12 @@ def test_a_checkpoint_from_before_averages_has_none(tmp_path):
     assert read_state(make_checkpoint(tmp_path, 2, '{"averaged": true}')) == {"averaged": True}
 
 
+def test_a_state_that_knew_mIoU_alone_is_read(tmp_path):
+    text = '{"state": {"step": 3, "best_mIoU": 0.4, "best_checkpoint": "step_000002"}}'
+    state = read_state(make_checkpoint(tmp_path, 3, text))["state"]
+    assert TrainingState(**state) == TrainingState(3, best_score=0.4, best_metric="mIoU", best_checkpoint="step_000002")
+
+
 def test_state_survives_its_file_form():
     state = TrainingState(step=7, scheduled_steps=5, skipped_steps=2, best_score=0.25, best_checkpoint="step_000004")
     assert TrainingState(**asdict(state)) == state
