@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import ds_seg.models.focal_loss  # before a loss is built
 import ds_seg.models.pixel_accuracy  # before a head is built
 import ds_seg.models.unlabelled  # before a loss is built
 import ds_seg.openmmlab  # noqa: F401  (before mmseg)

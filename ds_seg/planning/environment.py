@@ -111,8 +111,8 @@ def check_operators() -> Check:
     if has_compiled_ops():
         return Check("mmcv operators", "compiled", OK)
     remedy = (
-        "whatever calls one (PSAHead, FocalLoss, deformable convolutions) refuses to run; nothing else needs them. To "
-        f"build them (about 15 minutes): {BUILD_OPS_COMMAND}"
+        "whatever calls one (PSAHead, deformable convolutions) refuses to run; nothing else needs them. To build them "
+        f"(about 15 minutes): {BUILD_OPS_COMMAND}"
     )
     return Check("mmcv operators", "not compiled", NOTE, remedy)
 
