@@ -87,7 +87,7 @@ def half_done(reference_of, tmp_path_factory):
     """The work dir of a run that was killed in step 8, with checkpoints of steps 3 and 6."""
     story = Story(reference_of(STEPS), tmp_path_factory.mktemp("half_done"), lambda **_: None)
     ending = story.start(fault={"rank": 1, "place": "backward", "step": 7, "do": "kill"}).finish()
-    assert ending.exit_code != 0 and story.last_step == 7
+    assert ending.exit_code != 0 and story.last_step == 7, ending.output[-4000:]
     return story.work_dir
 
 

@@ -89,7 +89,7 @@ def test_pictures_are_read_from_where_the_dataset_reads_its_images(build):
 
 
 def test_annotations_that_an_evaluation_could_not_read_are_found_before_it(build):
-    run = SimpleNamespace(model=SimpleNamespace(test_cfg=TEST_CFG), patch_size=14)
+    run = SimpleNamespace(model=SimpleNamespace(test_cfg=TEST_CFG, backbone={}), patch_size=14)
     try_first_images(run, build())
     with pytest.raises(DataError, match=r"masks/0\.png\) can be read, but its pipeline failed: FileNotFoundError"):
         try_first_images(run, build(gt_seg_map_loader_cfg=None))

@@ -45,12 +45,12 @@ def wrap(owner, name, make):
 
 def patch_step(module):
     def follow(call):
-        def stepping(self, step, micro_batches):
+        def stepping(self, step, *args, **kwargs):
             state["step"] = step
             if is_due("clock"):
                 happen()
                 time.time = lambda true_time=time.time: true_time() + FAULT["do"]
-            return call(self, step, micro_batches)
+            return call(self, step, *args, **kwargs)
 
         return stepping
 
