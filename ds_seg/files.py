@@ -1,4 +1,4 @@
-"""Files that survive a crash: text that is there whole or not at all, and names that are on the disk."""
+"""Files that survive a crash: there whole or not at all, and names that are on the disk."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _SHOWN_AFTER_S = 30.0
 """For so long an NFS client may go by what it knew of a folder."""
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a crash at any moment leaves the old content or the new, never a mixture.
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that a crash at any moment leaves the old content or the new, never a mixture.
 
     Its folder is made if need be.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:  # names of files may be no UTF-8
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -34,6 +34,11 @@ def write_text_atomic(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)  # what is there of it takes space that may be what is missing
         raise
     sync_folder(path.parent)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a text file in UTF-8 as `write_bytes_atomic` does; names of files that are no UTF-8 become escapes."""
+    write_bytes_atomic(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def sync_folder(folder: Path) -> None:

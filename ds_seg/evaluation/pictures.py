@@ -6,6 +6,7 @@ Shape suffixes: H, W pixels; 3 RGB; K classes.
 from __future__ import annotations
 
 import functools
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ds_seg.errors import DataError
+from ds_seg.files import write_bytes_atomic
 
 Palette = Sequence[Sequence[int]]
 Picture = tuple[str, np.ndarray, np.ndarray, "np.ndarray | None"]
@@ -117,7 +119,7 @@ def save_mask(labels_HW: np.ndarray, path: str | os.PathLike[str], palette: Pale
     assert labels_HW.min() >= 0, f"negative class id {labels_HW.min()}"
     assert labels_HW.max() <= most, f"class id {labels_HW.max()} does not fit a mask of {len(palette)} classes"
     if len(palette) > MOST_IN_PALETTE:
-        _save_atomic(Image.fromarray(labels_HW.astype(np.uint16)), Path(path))
+        _save_png(Image.fromarray(labels_HW.astype(np.uint16)), Path(path))
         return
     mask = Image.fromarray(labels_HW.astype(np.uint8)).convert("P")
     mask.frombytes(labels_HW.astype(np.uint8).tobytes())
@@ -125,12 +127,12 @@ def save_mask(labels_HW: np.ndarray, path: str | os.PathLike[str], palette: Pale
     table_K3 = np.zeros((256, 3), dtype=np.uint8)
     table_K3[: len(colours_K3)] = colours_K3
     mask.putpalette(table_K3.tobytes())
-    _save_atomic(mask, Path(path))
+    _save_png(mask, Path(path))
 
 
 def save_picture(image_HW3: np.ndarray, path: str | os.PathLike[str]) -> None:
     """Write an RGB uint8 picture as PNG, whole or not at all; its folder is made if need be."""
-    _save_atomic(Image.fromarray(image_HW3), Path(path))
+    _save_png(Image.fromarray(image_HW3), Path(path))
 
 
 def load_rgb(path: str | os.PathLike[str]) -> np.ndarray:
@@ -165,15 +167,10 @@ def decode_rgb(content: bytes, path: str) -> np.ndarray:
     return cv2.cvtColor(image_bgr_HW3, cv2.COLOR_BGR2RGB)
 
 
-def _save_atomic(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        image.save(temporary, format="PNG")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+def _save_png(image: Image.Image, path: Path) -> None:
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    write_bytes_atomic(path, content.getvalue())
 
 
 def _colourise(labels_HW: np.ndarray, palette: Palette) -> np.ndarray:

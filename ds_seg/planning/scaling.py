@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from prettytable import PrettyTable
 
+from ds_seg.files import write_bytes_atomic
 from ds_seg.planning.candidates import Candidate
 from ds_seg.planning.communication import HPZ
 from ds_seg.planning.hardware import Hardware, place
@@ -106,5 +108,6 @@ def draw_scaling(rows: Sequence[ScalingRow], path: Path, title: str) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, format="png")
+    content = io.BytesIO()
+    figure.savefig(content, dpi=110, format="png")
+    write_bytes_atomic(path, content.getvalue())
