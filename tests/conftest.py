@@ -1,10 +1,11 @@
-"""The devices that tests run on; longest first, so that two test processes end at about the same time.
+"""The devices that tests run on, and their order: longest first, so that two test processes end together.
 
 Those of tests/gpu come before: the time on a GPU may be short.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -27,6 +28,14 @@ def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU: torch sees none")
     return request.param
+
+
+@pytest.fixture
+def heeded_hangups() -> Iterator[None]:
+    """SIGHUP ends a process and its children unless they say otherwise, under nohup too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -22,7 +22,7 @@ def strike(
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_signals_save_and_what_hangs_or_loses_its_launcher_ends(story):
+def test_signals_save_and_what_hangs_or_loses_its_launcher_ends(story, heeded_hangups):
     run = story(60)
     for launcher in ("torchrun", "deepspeed"):
         ending = strike(run, lambda life: life.popen.pid, SIGKILL, launcher=launcher)

@@ -10,7 +10,7 @@ from ds_seg.supervision import signals, stop
 
 
 @pytest.fixture(autouse=True)
-def no_stop(monkeypatch):
+def no_stop(monkeypatch, heeded_hangups):
     """Each test begins without a wish to stop and leaves the handlers as they were."""
     monkeypatch.setattr(stop, "_request", None)
     before = {number: signal.getsignal(number) for number in signals.STOPPING}
