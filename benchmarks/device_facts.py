@@ -1,4 +1,4 @@
-"""What a machine is, and how fast: versions, device, and measured rates of matrix products and copies, as JSON.
+"""What a machine is, and how fast: versions, device, and the measured rates that a plan rests on, as JSON.
 
 The rates are what figures of a training step on this machine are to be held against; random data, medians.
 """
@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -30,6 +31,8 @@ _QUERY = "name,driver_version,memory.total,clocks.max.sm,clocks.sm,power.limit,t
 _REPEATS = 20
 # rows, columns summed over, columns: a large square, and the MLP's first product of 8 crops of 504 px in the 6B model
 _PRODUCTS = {"cuda": ((8192, 8192, 8192), (10376, 3200, 12800)), "cpu": ((512, 512, 512), (136, 320, 1280))}
+# batch, heads, tokens, channels of a head: 8 crops of the same
+_ATTENTION = {"cuda": (8, 25, 1297, 128), "cpu": (2, 10, 65, 32)}
 _COPY_BYTES = {"cuda": GIB, "cpu": GIB // 64}
 
 
@@ -52,6 +55,22 @@ def measure_products(device: torch.device) -> dict[str, float]:
         a, b = (torch.randn(shape, device=device).bfloat16() for shape in ((rows, inner), (inner, columns)))
         rates[f"{rows} x {inner} x {columns}"] = 2 * rows * inner * columns / measure_s(lambda: a @ b, device) / 1e12  # noqa: B023
     return rates
+
+
+def measure_layer(rows: int, inner: int, columns: int, device: torch.device) -> float:
+    """TFLOP/s of a linear layer in bf16, forward and backward: 3 products."""
+    x = torch.randn(rows, inner, device=device).bfloat16().requires_grad_()
+    weight = torch.randn(columns, inner, device=device).bfloat16().requires_grad_()
+    gradient = torch.randn(rows, columns, device=device).bfloat16()
+    seconds = measure_s(lambda: torch.autograd.grad(F.linear(x, weight), (x, weight), gradient), device)
+    return 3 * 2 * rows * inner * columns / seconds / 1e12
+
+
+def measure_activation(rows: int, columns: int, device: torch.device) -> float:
+    """GB/s that GELU in bf16 reads and writes, forward (2 tensors) and backward (3)."""
+    x, gradient = torch.randn(2, rows, columns, device=device).bfloat16()
+    x.requires_grad_()
+    return 5 * 2 * rows * columns / measure_s(lambda: torch.autograd.grad(F.gelu(x), x, gradient), device) / 1e9
 
 
 def measure_attention(shape_BHNE: tuple[int, int, int, int], device: torch.device) -> float:
@@ -96,16 +115,25 @@ def describe_versions() -> dict[str, str]:
     return versions
 
 
+def name_device(device: torch.device) -> str:
+    """The model of the GPU, or of the processor as Linux tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    told = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
+    return told.group(1) if told else platform.machine()
+
+
 def describe_device(device: torch.device) -> dict[str, Any]:
     """Name, memory and settings of the device, and of the host."""
     host = {"cores": os.cpu_count(), "host_memory_gib": psutil.virtual_memory().total / GIB}
     if device.type == "cpu":
-        return {"name": platform.processor() or platform.machine(), **host}
+        return {"name": name_device(device), **host}
     properties = torch.cuda.get_device_properties(device)
     command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader"]
     told = subprocess.run(command, capture_output=True, text=True, check=False) if shutil.which(command[0]) else None
     return {
-        "name": properties.name,
+        "name": name_device(device),
         "memory_gib": properties.total_memory / GIB,
         "free_gib": torch.cuda.mem_get_info()[0] / GIB,
         "multiprocessors": properties.multi_processor_count,
@@ -121,10 +149,14 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here too")
     args = parser.parse_args()
     device = torch.device(args.device)
+    layer = _PRODUCTS[device.type][-1]
     facts = {
         "versions": describe_versions(),
         "device": describe_device(device),
         "bf16_tflops": measure_products(device),
+        "layer_tflops": measure_layer(*layer, device),
+        "attention_tflops": measure_attention(_ATTENTION[device.type], device),
+        "gelu_gb_per_s": measure_activation(layer[0], layer[2], device),
         "copies_gb_per_s": measure_copies(device),
     }
     text = json.dumps(facts, indent=2)

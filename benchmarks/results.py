@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +9,8 @@ from typing import Any
 
 import psutil
 import torch
-from figures import (
-    compute_flops,
-    compute_ratios,
-    find_peak_tflops,
-    summarise_variant,
-)
+from device_facts import name_device
+from figures import compute_flops, compute_ratios, find_peak_tflops, summarise_variant
 from phases import COLLECTIVES
 from predictions import compare_with_plan, plan
 from prettytable import PrettyTable
@@ -57,7 +52,7 @@ def summarise(workload: Workload, folder: Path, turns: Mapping[str, list[dict[st
     run = workload.build_run(folder)
     device = torch.device(workload.device)
     on_cpu = device.type == "cpu"
-    device_name = platform.processor() or platform.machine() if on_cpu else torch.cuda.get_device_name()
+    device_name = name_device(device)
     memory = psutil.virtual_memory().total / workload.world_size if on_cpu else torch.cuda.mem_get_info()[1]
     flops = compute_flops(run.model.backbone, workload.crop_px)
     variants = {}

@@ -53,9 +53,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--variants",
         type=read_variants,
-        default=VARIANTS[:3],
+        default=",".join(VARIANTS[:3]),
         metavar="A,B",
-        help=f"what is compared, of {', '.join(VARIANTS)} (default: {','.join(VARIANTS[:3])})",
+        help=f"what is compared, of {', '.join(VARIANTS)}",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     return parser.parse_args()

@@ -19,7 +19,14 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
-from device_facts import measure_attention, measure_copy_within, measure_products, measure_s
+from device_facts import (
+    measure_activation,
+    measure_attention,
+    measure_copy_within,
+    measure_layer,
+    measure_products,
+    measure_s,
+)
 from memory import measure_held_gib, measure_step_gib
 from phases import COLLECTIVES, DATA, measure_collectives_s, split_step
 from variants import VARIANTS, Step
@@ -123,20 +130,24 @@ def _measure_rates(run: RunConfig) -> dict[str, float]:
     """What this process reaches while the others do the same, by the names of the planner's `Hardware`."""
     device = distributed.device()
     distributed.barrier()
-    rates = {"peak_tflops": max(measure_products(device).values())}
-    rates["attention_utilisation"] = _measure_attention(run, device) / rates["peak_tflops"]
-    rates["hbm_gb_per_s"] = measure_copy_within(device)
+    backbone = run.model.backbone
+    batch, tokens = run.micro_batch, compute_tokens(run.train_crop_px, run.patch_size)
+    heads, channels = int(backbone.num_heads), int(backbone.embed_dim)
+    hidden = round(channels * float(backbone.get("mlp_ratio", 4)))
+    attention = (batch, heads, tokens, channels // heads)
+    peak_tflops = max(measure_products(device).values())
+    rates = {
+        "peak_tflops": peak_tflops,
+        "utilisation": measure_layer(batch * tokens, channels, hidden, device) / peak_tflops,
+        "attention_utilisation": measure_attention(attention, device) / peak_tflops,
+        "elementwise_gb_per_s": measure_activation(batch * tokens, hidden, device),
+        "hbm_gb_per_s": measure_copy_within(device),
+    }
     part = torch.zeros(_GATHERED_BYTES // distributed.world_size(), dtype=torch.uint8, device=device)
     whole = torch.empty(part.numel() * distributed.world_size(), dtype=torch.uint8, device=device)
     gather_s = measure_s(lambda: dist.all_gather_into_tensor(whole, part), device)
     rates["nvlink_gb_per_s"] = whole.numel() / gather_s / 1e9
     return rates
-
-
-def _measure_attention(run: RunConfig, device: torch.device) -> float:
-    backbone = run.model.backbone
-    heads, tokens = int(backbone.num_heads), compute_tokens(run.train_crop_px, run.patch_size)
-    return measure_attention((run.micro_batch, heads, tokens, int(backbone.embed_dim) // heads), device)
 
 
 def _measure_memory(step: Callable[[], object], before_gib: float) -> dict[str, float]:

@@ -1,6 +1,6 @@
 # Full fine-tuning of InternViT-6B-448px-V2_5 with UperNet on Cityscapes. No published figure: ADE20K's recipe. Not run
 # here.
-# Plan: 8 GPUs of 80 GiB, 44 GiB used on each, 7.9 hours (ds-seg plan; predicted).
+# Plan: 8 GPUs of 80 GiB, 51 GiB used on each, 7.4 hours (ds-seg plan; predicted).
 _base_ = ["../models/internvit6b_448_upernet.py", "../datasets/cityscapes_504.py", "../schedules/published_80k.py"]
 model = dict(decode_head=dict(num_classes=19), auxiliary_head=dict(num_classes=19))
 load_from = "pretrained/intern_vit_6b_448px_v2_5.pth"

@@ -1,6 +1,6 @@
 # Full fine-tuning of InternViT-6B-448px-V2_5 with UperNet on Pascal Context (59 classes). No published figure: ADE20K's
 # recipe at half its length. Not run here.
-# Plan: 8 GPUs of 80 GiB, 44 GiB used on each, 3.9 hours (ds-seg plan; predicted).
+# Plan: 8 GPUs of 80 GiB, 44 GiB used on each, 3.8 hours (ds-seg plan; predicted).
 _base_ = [
     "../models/internvit6b_448_upernet.py",
     "../datasets/pascal_context59_504.py",

@@ -1,6 +1,6 @@
 # Full fine-tuning of InternViT-6B-448px-V2_5 with UperNet on Pascal VOC 2012 with augmented annotations. No published
 # figure: ADE20K's recipe at half its length. Not run here.
-# Plan: 8 GPUs of 80 GiB, 44 GiB used on each, 3.9 hours (ds-seg plan; predicted).
+# Plan: 8 GPUs of 80 GiB, 51 GiB used on each, 3.7 hours (ds-seg plan; predicted).
 _base_ = ["../models/internvit6b_448_upernet.py", "../datasets/voc12_aug_504.py", "../schedules/published_80k.py"]
 model = dict(decode_head=dict(num_classes=21), auxiliary_head=dict(num_classes=21))
 runner = dict(max_iters=40000)

@@ -1,4 +1,4 @@
-"""Follow what a computation allocates, operator by operator, on tensors that have no data."""
+"""Follow what a computation allocates and moves, operator by operator, on tensors that have no data."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _SAME_FORMULA = {
 }
 """Tensors without data take the CPU's attention kernel, which torch 2.13 has no formula for."""
 ATTENTION, PRODUCTS = "attention", "products"
+_WITHOUT_TRAFFIC = {_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.detach}
 
 
 class AllocationTracker(TorchDispatchMode):
@@ -34,6 +35,7 @@ class AllocationTracker(TorchDispatchMode):
         live: bytes by part, now.
         flops: of attention, and of matrix products and convolutions so far, by the formulas of torch's
             FlopCounterMode.
+        moved_bytes: what all other operators have read and written so far; views move nothing.
         peaks: phase -> bytes by part at the moment in it when their sum was highest.
     """
 
@@ -43,6 +45,7 @@ class AllocationTracker(TorchDispatchMode):
         self.live: Counter[str] = Counter()
         self.peaks: dict[str, Counter[str]] = {}
         self.flops: Counter[str] = Counter()
+        self.moved_bytes = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def enter(self, phase: str) -> None:
@@ -53,7 +56,7 @@ class AllocationTracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and follow what it returns."""
         results = func(*args, **(kwargs or {}))
-        self._count_flops(func, args, kwargs or {}, results)
+        self._count_work(func, args, kwargs or {}, results)
         inputs = None
         for result in tree_leaves(results):
             if not isinstance(result, torch.Tensor):
@@ -67,12 +70,15 @@ class AllocationTracker(TorchDispatchMode):
                 self._follow(result, storage)
         return results
 
-    def _count_flops(self, func: Any, args: Any, kwargs: Any, results: Any) -> None:
+    def _count_work(self, func: Any, args: Any, kwargs: Any, results: Any) -> None:
         operator = getattr(func, "_overloadpacket", func)
         formula = flop_registry.get(_SAME_FORMULA.get(operator, operator))
         if formula:
             kind = ATTENTION if "scaled_dot_product" in str(operator) else PRODUCTS
             self.flops[kind] += formula(*args, **kwargs, out_val=results)
+        elif func.namespace == "aten" and not func.is_view and operator not in _WITHOUT_TRAFFIC:
+            tensors = [x for x in tree_leaves((args, kwargs, results)) if isinstance(x, torch.Tensor)]
+            self.moved_bytes += sum(min(x.numel() * x.itemsize, x.untyped_storage().nbytes()) for x in tensors)
 
     def _follow(self, tensor: torch.Tensor, storage: torch.UntypedStorage) -> None:
         part, size = self.classify(tensor, self._phase), storage.nbytes()

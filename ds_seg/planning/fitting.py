@@ -23,7 +23,7 @@ from ds_seg.planning.model_size import measure_model
 from ds_seg.planning.search import wants_policy
 from ds_seg.planning.step_costs import StepCosts
 
-_CPU: dict[str, Any] = {"context_gib": 0.0, "launches_ahead": False, "peak_tflops": 0.2}
+_CPU: dict[str, Any] = {"context_gib": 0.0, "overlaps": False, "peak_tflops": 0.4, "elementwise_gb_per_s": 5.0}
 
 
 def needs_fitting(run: RunConfig, device_type: str) -> bool:

@@ -9,6 +9,7 @@ GIB = 2**30
 _GPUS_A_NODE = 8
 _EAGER_MS = {"none": 4.0, "selective": 6.5, "block": 6.0}
 _COMPILED_MS = 3.5
+_COMPILED_MOVED = 2 / 3
 FORWARD_MS = _EAGER_MS["none"] / 3
 """Python's time for a block that no gradient passes: nothing of it is computed again or compiled."""
 
@@ -19,6 +20,14 @@ def find_host_ms(policy: str, *, compiled: bool) -> float:
     Measured on CPUs with blocks that take hardly any computation (docs/performance.md).
     """
     return _COMPILED_MS if compiled else _EAGER_MS[policy]
+
+
+def find_moved_share(*, compiled: bool) -> float:
+    """What blocks read and write beside products and attention, of what they do where each operator is a kernel.
+
+    Compiled: counted by hand for the 6B model's block, where LayerScale, drop path, residual and norm become one.
+    """
+    return _COMPILED_MOVED if compiled else 1.0
 
 
 @dataclass(frozen=True)
@@ -40,18 +49,21 @@ class Hardware:
     """Of a ring, from node to node. Source of both: NCCL `src/graph/tuning.cc`, latencies of rings, simple protocol."""
     peak_tflops: float = 989.0
     """Dense bf16 matrix products."""
-    utilisation: float = 0.5
-    """Share of the peak that the whole computation reaches, recomputation included."""
-    attention_utilisation: float = 0.5
-    """The same of the backbone's attention alone."""
+    utilisation: float = 0.65
+    """Share of the peak that matrix products reach."""
+    attention_utilisation: float = 0.33
+    """The same of attention, forward and backward. Source: FlashAttention-2 in the FlashAttention-3 paper, figure 5."""
     hbm_gb_per_s: float = 2000.0
+    """What the optimizer reads and writes."""
+    elementwise_gb_per_s: float = 2000.0
+    """What all other kernels read and write: norms, activations, upsampling, losses."""
     pcie_gb_per_s: float = 25.0
     pageable_gb_per_s: float = 10.0
     """Over PCIe from host memory that is not page-locked."""
     host_gb_per_s: float = 100.0
     """Host memory of a node, as an optimizer on the CPU sees it."""
-    launches_ahead: bool = True
-    """Whether Python goes on while the device computes, as with GPUs."""
+    overlaps: bool = True
+    """Whether computation, communication, Python and copies to the host go on at once, as with GPUs."""
     storage_gb_per_s: float = 2.0
     """What all processes together write to the file system."""
     usable: float = 0.95
@@ -90,8 +102,9 @@ class Hardware:
         """What is assumed, as lines of text."""
         host = "not given: not limited" if self.host_memory_gib is None else f"{self.host_memory_gib:g} GiB per node"
         return [
-            f"peak {self.peak_tflops:g} TFLOP/s (dense bf16) per GPU, of which {self.utilisation:.0%} is reached, "
-            "recomputation included; the head's FP32 products at half of that (TF32)",
+            f"peak {self.peak_tflops:g} TFLOP/s (dense bf16) per GPU, of which products reach {self.utilisation:.0%}, "
+            f"attention {self.attention_utilisation:.0%}, the head's FP32 products half as much as others (TF32); "
+            f"norms, activations and losses read and write {self.elementwise_gb_per_s:g} GB/s",
             f"collectives at {self.nvlink_gb_per_s:g} GB/s inside a node, between nodes at most at what the network "
             f"cards carry, one of {self.interconnect_gbps:g} Gbit/s per GPU (80% of it reached); a ring adds "
             f"{self.hop_us:g} us from GPU to GPU and {self.node_hop_us:g} us from node to node; computation hides "

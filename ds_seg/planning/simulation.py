@@ -1,4 +1,4 @@
-"""One training step of our own modules on tensors without data: what it allocates, and how much it computes.
+"""One training step of our own modules on tensors without data: what it allocates, computes and moves.
 
 A few of the backbone's blocks are simulated, since every further one adds the same; the heads at full size.
 
@@ -63,6 +63,8 @@ class Trace:
     """Bytes at the highest moment of both passes."""
     flops: Parts
     """`forward`, and `all`: forward, backward and what is computed again; `attention` is attention's part of all."""
+    moved: Parts
+    """`bytes` that are read and written by operators other than attention, products and convolutions."""
 
     def __add__(self, other: Trace) -> Trace:
         return Trace(*(_combine(a, b, 1) for a, b in zip(self._fields(), other._fields(), strict=True)))
@@ -70,8 +72,8 @@ class Trace:
     def __mul__(self, factor: float) -> Trace:
         return Trace(*(_combine(Counter(), a, factor) for a in self._fields()))
 
-    def _fields(self) -> tuple[Parts, Parts, Parts]:
-        return self.kept, self.peak, self.flops
+    def _fields(self) -> tuple[Parts, ...]:
+        return self.kept, self.peak, self.flops, self.moved
 
 
 def _combine(a: Parts, b: Parts, factor: float) -> Parts:
@@ -111,7 +113,7 @@ def _simulate_depth(model_cfg: Mapping[str, Any], depth: int, setting: StepSetti
             if trained:
                 torch.autograd.backward(trained, [torch.empty_like(feature) for feature in trained])
     peak = max(tracker.peaks.values(), key=Parts.total)
-    return Trace(kept, peak, _summarise_flops(forward_flops, tracker))
+    return Trace(kept, peak, *_summarise_work(forward_flops, tracker))
 
 
 def simulate_heads(model_cfg: Mapping[str, Any], setting: StepSetting) -> Trace:
@@ -138,11 +140,12 @@ def simulate_heads(model_cfg: Mapping[str, Any], setting: StepSetting) -> Trace:
             entries = heads.losses(features, [{}] * setting.micro_batch, labels_B1HW)
             kept, forward_flops = Counter(tracker.live), tracker.flops.total()
             torch.stack(list_losses(entries)).sum().backward()
-    return Trace(kept, tracker.peaks[HEAD], _summarise_flops(forward_flops, tracker))
+    return Trace(kept, tracker.peaks[HEAD], *_summarise_work(forward_flops, tracker))
 
 
-def _summarise_flops(forward: int, tracker: AllocationTracker) -> Parts:
-    return Counter(forward=forward, all=tracker.flops.total(), attention=tracker.flops[ATTENTION])
+def _summarise_work(forward_flops: int, tracker: AllocationTracker) -> tuple[Parts, Parts]:
+    flops = Counter(forward=forward_flops, all=tracker.flops.total(), attention=tracker.flops[ATTENTION])
+    return flops, Counter(bytes=tracker.moved_bytes)
 
 
 def _with_depth(model_cfg: Mapping[str, Any], depth: int, checkpointing: str) -> dict[str, Any]:

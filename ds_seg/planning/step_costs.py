@@ -13,7 +13,7 @@ from ds_seg.config import RunConfig
 from ds_seg.config.build_errors import describe_error
 from ds_seg.errors import ConfigError
 from ds_seg.models.checkpointing import POLICIES
-from ds_seg.planning.hardware import find_host_ms
+from ds_seg.planning.hardware import find_host_ms, find_moved_share
 from ds_seg.planning.simulation import Parts, StepSetting, Trace, extrapolate, simulate_backbone, simulate_heads
 
 
@@ -30,6 +30,8 @@ class StepCost:
     attention_flops: float
     """Attention's part of the backbone's."""
     head_flops: float
+    moved_bytes: float
+    """Read and written by kernels other than attention, products and convolutions."""
     host_ms_a_block: float
     """Python's, forward and backward."""
 
@@ -91,6 +93,7 @@ class StepCosts:
             backbone.flops["all"],
             backbone.flops["attention"],
             heads.flops["all"],
+            find_moved_share(compiled=self.run.compile) * backbone.moved["bytes"] + heads.moved["bytes"],
             find_host_ms(policy, compiled=self.run.compile),
         )
 

@@ -18,7 +18,7 @@ _AVERAGE_TRAFFIC_BYTES = 12
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step; computation, communication, Python and what is offloaded meanwhile overlap."""
+    """Seconds of one optimizer step; on GPUs computation, communication, Python and gradients offloaded overlap."""
 
     compute_s: float
     communication_s: float
@@ -28,29 +28,35 @@ class StepTime:
     """Python: ZeRO-3's hooks and launching kernels."""
     optimizer_s: float
     head_reduce_s: float
+    overlaps: bool = True
 
     @property
     def total_s(self) -> float:
         """Of the step."""
-        return self._overlapped_s + self.optimizer_s + self.head_reduce_s
+        meanwhile_s = self._longest_s if self.overlaps else sum(self._meanwhile_s)
+        return meanwhile_s + self.optimizer_s + self.head_reduce_s
 
     @property
-    def _overlapped_s(self) -> float:
-        return max(self.compute_s, self.communication_s, self.offload_s, self.host_s)
+    def _meanwhile_s(self) -> tuple[float, ...]:
+        return self.compute_s, self.communication_s, self.offload_s, self.host_s
+
+    @property
+    def _longest_s(self) -> float:
+        return max(self._meanwhile_s)
 
     @property
     def is_communication_bound(self) -> bool:
         """Whether nothing that overlaps with communication takes longer."""
-        return self.communication_s == self._overlapped_s
+        return self.communication_s == self._longest_s
 
     @property
     def bound(self) -> str:
         """What holds the step back, in words."""
-        if self.optimizer_s > self._overlapped_s:
+        if self.optimizer_s > self._longest_s:
             return "the optimizer in host memory, which takes longer than the computation"
-        if self.offload_s == self._overlapped_s:
+        if self.offload_s == self._longest_s:
             return f"PCIe: gradients move for {self.offload_s / self.compute_s:.1f} times as long as computation takes"
-        if self.host_s == self._overlapped_s:
+        if self.host_s == self._longest_s:
             return f"Python: hooks and launches take {self.host_s / self.compute_s:.1f} times as long as computation"
         if self.is_communication_bound:
             return f"communication: it takes {self.communication_s / self.compute_s:.1f} times as long as computation"
@@ -66,24 +72,24 @@ def compute_step_time(
 ) -> StepTime:
     """Time of a step of so many micro-batches."""
     traffic = compute_traffic(size, states.zero, states.parameter_bytes, hardware, sent_bytes=states.sent_bytes)
-    compute_s, host_s = _compute_device_s(cost, hardware), _compute_host_s(size, cost)
     gradients_s = _compute_gradients_s(size, states, hardware, accumulation_steps)
     behind_s, alone_s = (gradients_s, 0.0) if states.pin_memory else (0.0, gradients_s)
     return StepTime(
-        accumulation_steps * (compute_s if hardware.launches_ahead else compute_s + host_s),
+        accumulation_steps * _compute_device_s(cost, hardware),
         accumulation_steps * traffic.seconds,
         behind_s,
-        accumulation_steps * host_s if hardware.launches_ahead else 0.0,
+        accumulation_steps * _compute_host_s(size, cost),
         _compute_optimizer_s(size, states, hardware) + alone_s,
         compute_head_traffic_s(size, hardware),
+        hardware.overlaps,
     )
 
 
 def _compute_device_s(cost: StepCost, hardware: Hardware) -> float:
     """Of one micro-batch; the head's FP32 products are half as fast."""
     products = cost.backbone_flops - cost.attention_flops + 2 * cost.head_flops
-    meanwhile_at_peak = products / hardware.utilisation + cost.attention_flops / hardware.attention_utilisation
-    return meanwhile_at_peak / (hardware.peak_tflops * 1e12)
+    at_peak = products / hardware.utilisation + cost.attention_flops / hardware.attention_utilisation
+    return at_peak / (hardware.peak_tflops * 1e12) + cost.moved_bytes / (hardware.elementwise_gb_per_s * 1e9)
 
 
 def _compute_host_s(size: ModelSize, cost: StepCost) -> float:

@@ -1,4 +1,4 @@
-"""What a step allocates and computes, counted on our own modules, against numbers that were published or measured."""
+"""What a step allocates, computes and moves, counted on our own modules, against published or measured numbers."""
 
 import pytest
 import torch
@@ -60,6 +60,7 @@ def test_a_few_simulated_blocks_give_all(policy):
         assert extrapolated.kept.total() == pytest.approx(whole.kept.total(), rel=1e-6)
         assert extrapolated.peak.total() == pytest.approx(whole.peak.total(), rel=0.01)
         assert extrapolated.flops == whole.flops
+        assert extrapolated.moved["bytes"] == pytest.approx(whole.moved["bytes"], rel=1e-3)
 
 
 def test_micro_batches_cost_what_a_simulation_of_them_says_also_beyond_the_largest_simulated_one():
@@ -86,6 +87,23 @@ def test_flops_by_counter_and_by_formula(linear_run, traces):
 @pytest.mark.parametrize(("policy", "products"), [("none", 2 + 5), ("selective", 2 + 5), ("block", 2 + 5 + 2)])
 def test_attention_is_counted_apart_from_what_else_is_computed(traces, policy, products):
     assert traces[policy].flops["attention"] == products * 2 * 1297**2 * 3200 * 48
+
+
+def test_what_kernels_beside_products_and_attention_move(traces):
+    """Counted by hand for a block of the 6B model, in tensors of its width read or written."""
+    forward = 4 * 2 + 2 * 2 + 2 * 2 + 2 * 3 + 8  # norms, LayerScale, drop path, residual, GELU
+    # norms, GELU, LayerScale and its gradient, drop path, residual, biases, query, key and value into one
+    backward = 4 * 3 + 12 + 2 * (2 + 3 + 1) + 2 * 2 + 2 * 3 + 6 + 6
+    moved = {policy: trace.moved["bytes"] / 48 / (1297 * 3200 * 2) for policy, trace in traces.items()}
+    assert moved["none"] == pytest.approx(forward + backward, rel=0.01)
+    assert moved["none"] < moved["selective"] <= moved["block"] < moved["none"] + forward
+
+
+def test_a_compiled_backbone_moves_less(linear_run):
+    compiled = build_run_config(RunOptions("internvit6b_224_full_linear_ade20k", compile=True), 1)
+    moved = [StepCosts(run, ["none"]).of("none", 1).moved_bytes for run in (linear_run, compiled)]
+    head = simulate_heads(linear_run.model, setting("none")).moved["bytes"]
+    assert moved[1] - head == pytest.approx(2 / 3 * (moved[0] - head)) and head > 0
 
 
 def test_images_may_have_one_channel(linear_run, traces):
